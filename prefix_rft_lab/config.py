@@ -1,0 +1,375 @@
+"""The configuration of a run: frozen, typed, and the same in Python, YAML and JSON.
+
+A run is a :class:`RunConfig`. Each field carries its unit and range in the docstring under it; bad values
+raise :class:`ConfigError` with one sentence that names the field, the value and the remedy, before any work
+starts. ``preset("tiny", method="prefix_rft", seed=0)`` gives a complete config; dotted names change single
+fields: ``preset("tiny", **{"prefix.keep_fraction": 0.5})``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """A value that cannot be used; the message names the field, the value and the remedy."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+ScheduleKind = Literal["cosine", "linear", "constant", "uniform"]
+
+
+class PrefixConfig(_Section):
+    """How long prefixes are, and which of their tokens are trained (Prefix-RFT, arXiv 2507.01679)."""
+
+    schedule: ScheduleKind = "cosine"
+    """How the lower end of the ratio window moves: ``cosine`` or ``linear`` from ``high`` to ``low`` over
+    ``decay_steps``; ``uniform`` keeps the window at [low, high] from the start (the paper's ablation);
+    ``constant`` always gives ``high``."""
+    high: float = Field(0.95, ge=0, le=1)
+    """Upper end of the prefix-ratio window, fraction of the demonstration, in [0, 1]."""
+    low: float = Field(0.05, ge=0, le=1)
+    """Lower end of the window after the decay, in [0, high]."""
+    decay_steps: int = Field(500, ge=1)
+    """Steps over which the lower end falls from ``high`` to ``low``."""
+    delay_steps: int = Field(0, ge=0)
+    """Steps during which the window stays closed at ``high`` before the decay starts."""
+    warmup_ratio: float = Field(0.0, ge=0, le=1)
+    """Length of a linear rise of the lower end from 0, as a fraction of ``decay_steps``, before the decay."""
+    alpha: float = Field(1.0, gt=0)
+    """First shape parameter of the Beta distribution over the window; Beta(1, 1) is uniform."""
+    beta: float = Field(1.0, gt=0)
+    """Second shape parameter of the Beta distribution over the window."""
+    min_tokens: int = Field(0, ge=0)
+    """Least number of prefix tokens, unless the demonstration is shorter; one token is always left out."""
+    keep_fraction: float = Field(0.2, ge=0, le=1)
+    """Share of the prefix tokens that is trained, in [0, 1]; the others get advantage 0 but still count in
+    the denominators."""
+    keep: Literal["top", "bottom", "random", "all"] = "top"
+    """Which share is kept: the highest-entropy tokens (``top``, the paper), the lowest, a random choice, or all."""
+    scope: Literal["update", "row", "micro_batch"] = "update"
+    """The set of tokens that is ranked: all prefix tokens of the optimizer window (``update``: the result
+    does not depend on micro-batching), one row, or one micro-batch (the published code)."""
+    clip_ratio: bool = True
+    """Whether PPO clipping applies to prefix tokens; ``False`` trains them on the unclipped surrogate."""
+
+    @model_validator(mode="after")
+    def _window(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(
+                f"prefix.low = {self.low} lies above prefix.high = {self.high}; lower it or raise prefix.high"
+            )
+        return self
+
+
+class RolloutConfig(_Section):
+    """How many rows are generated, and how."""
+
+    problems_per_step: int = Field(24, ge=1)
+    """Problems in one step."""
+    rows_per_problem: int = Field(8, ge=1)
+    """Rows (rollouts) of one problem: N in the paper; hybrid rows are counted in."""
+    hybrid_rows: int = Field(1, ge=0)
+    """Rows of each problem that start with a prefix, for methods that use prefixes, in [0, rows_per_problem]."""
+    max_prompt_tokens: int = Field(32, ge=1)
+    """Longest prompt in tokens; problems with a longer one are dropped and counted."""
+    max_response_tokens: int = Field(64, ge=2)
+    """Longest response in tokens, prefix included."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature of training rollouts; log-probabilities and entropies are taken at it too."""
+    engine: Literal["transformers"] = "transformers"
+    """What generates the rows."""
+    max_batch_rows: int = Field(2048, ge=1)
+    """Rows generated together at most; bounds the memory of the key-value cache, never changes a sample's seed."""
+
+    @model_validator(mode="after")
+    def _hybrid(self) -> Self:
+        if self.hybrid_rows > self.rows_per_problem:
+            raise ValueError(
+                f"rollout.hybrid_rows = {self.hybrid_rows} is more than rollout.rows_per_problem = "
+                f"{self.rows_per_problem}; lower it"
+            )
+        return self
+
+
+class LossConfig(_Section):
+    """The policy-gradient loss (sections 1.6-1.8 of the method; Dr.GRPO, PPO)."""
+
+    advantage: Literal["dr_grpo", "dr_grpo_prefix", "dr_grpo_prefix_v2", "grpo", "grpo_prefix"] = "dr_grpo"
+    """Advantage estimator; ``dr_grpo`` is the paper's text, ``dr_grpo_prefix`` the published code."""
+    clip_low: float = Field(0.2, ge=0, le=1)
+    """Ratios below 1 - clip_low are clipped."""
+    clip_high: float = Field(0.2, ge=0)
+    """Ratios above 1 + clip_high are clipped ("clip higher": 0.28)."""
+    dual_clip: float = Field(3.0, gt=1)
+    """Bound on the loss of tokens with a negative advantage: -A * dual_clip."""
+    entropy_bonus: float = Field(0.0, ge=0)
+    """Weight of the mean entropy (nats) of the sampled tokens, subtracted from the loss."""
+    updates_per_rollout: int = Field(1, ge=1)
+    """Optimizer windows that the rows of a step are cut into. With 1 the old log-probabilities are the current
+    ones and need no extra forward pass."""
+
+
+class OptimConfig(_Section):
+    """AdamW and the length of one stage."""
+
+    steps: int = Field(ge=0)
+    """Optimizer steps of the stage (rollout steps for RL stages)."""
+    lr: float = Field(gt=0)
+    """Peak learning rate."""
+    warmup_fraction: float = Field(0.0, ge=0, le=1)
+    """Linear warm-up, as a fraction of ``steps``."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or a cosine to zero."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """AdamW moment decay rates, each in [0, 1)."""
+    grad_clip: float = Field(1.0, gt=0)
+    """Largest global gradient norm."""
+    batch_rows: int = Field(64, ge=1)
+    """Demonstrations in one step of a supervised stage; RL stages take rollout.problems_per_step instead."""
+
+
+class DataConfig(_Section):
+    """Where the problems and the demonstrations come from."""
+
+    problems: str = "chains"
+    """``chains`` (the embedded world) or the path of a JSONL or parquet file with columns problem, answer, solution."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """For files: maps ``id``, ``problem``, ``answer``, ``demonstration``, ``level`` to the file's own column names."""
+    train_problems: int = Field(1024, ge=1)
+    """Training problems taken from the source (the first ones in its own order)."""
+    eval_problems: int = Field(256, ge=1)
+    """Problems of each evaluation split; with a file, they are held out from it before the training problems."""
+    expert: str = "thorough"
+    """Who wrote the demonstrations of the embedded world: thorough, terse, verbose, noisy10, noisy30, wrong, self."""
+    demonstration_fraction: float = Field(1.0, ge=0, le=1)
+    """Share of the training problems that keep their demonstration, in [0, 1]."""
+    seed: int = Field(0, ge=0)
+    """Seed of the choice of demonstrations; separate from the run's seed, so that seeds share their data."""
+
+
+class ModelConfig(_Section):
+    """The policy that training starts from."""
+
+    path: str = "tiny"
+    """``tiny`` (the base policy that ships with the kit), a directory in Hugging Face format, or a Hub name."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of forward passes; master weights and AdamW are float32 in either case."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the policy lives; ``auto`` takes a GPU where there is one."""
+    system_prompt: str | None = None
+    """System message put before every problem, if any."""
+    instruction: str = ""
+    """Text appended to every problem, e.g. how to give the answer."""
+
+
+class EvalConfig(_Section):
+    """Evaluation during and after training."""
+
+    every: int = Field(50, ge=0)
+    """Steps between evaluations on the validation split; 0 evaluates only before and after."""
+    k: int = Field(8, ge=1)
+    """Samples of each problem: avg@k and pass@k."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature of the evaluation."""
+    problems: int = Field(96, ge=1)
+    """Validation problems used during training (the final evaluation uses all data.eval_problems)."""
+    hard_tries: int = Field(16, ge=0)
+    """Samples of the base policy that a training problem must all fail to count as Train-hard; 0 leaves it out."""
+    final_splits: tuple[str, ...] = ("test", "ood")
+    """Splits evaluated once, after the last step, as far as the source has them."""
+
+
+class RecordConfig(_Section):
+    """What a run writes."""
+
+    checkpoint_every: int = Field(50, ge=0)
+    """Steps between checkpoints; 0 writes none before the end of a stage."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints that are kept."""
+    tokens_every: int = Field(25, ge=0)
+    """Steps between token tables; 0 writes none."""
+    token_problems: int = Field(2, ge=1)
+    """Problems of a step whose tokens are recorded."""
+    top_k: int = Field(5, ge=1)
+    """Alternatives recorded for each token."""
+    save_model: bool = True
+    """Whether the final weights are written in Hugging Face format."""
+
+
+class RunConfig(_Section):
+    """One run: a method, on problems, from a policy, with a seed."""
+
+    name: str = "run"
+    """Name of the experiment; runs are written to <out>/<name>/."""
+    method: str = "prefix_rft"
+    """A name of :data:`prefix_rft_lab.methods.METHODS`."""
+    seed: int = Field(0, ge=0)
+    """Keys every random choice of the run."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    prefix: PrefixConfig = PrefixConfig()
+    loss: LossConfig = LossConfig()
+    rl: OptimConfig = OptimConfig(steps=150, lr=1e-6)
+    sft: OptimConfig = OptimConfig(steps=60, lr=5e-5, warmup_fraction=0.1, decay="cosine")
+    evaluation: EvalConfig = EvalConfig()
+    records: RecordConfig = RecordConfig()
+    micro_batch_tokens: int = Field(4096, ge=1)
+    """Padded tokens of one forward and backward pass; changes memory and time, never the result beyond rounding."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of the run; a different number may change the last bits of a result."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Build from nested plain values; raises :class:`ConfigError` naming field, value and remedy."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise ConfigError(_sentence(cls, error)) from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> RunConfig:
+        """Read a YAML or JSON file (JSON is YAML)."""
+        path = Path(path)
+        if not path.is_file():
+            raise ConfigError(f"config = {str(path)!r} is not a file; give the path of a YAML or JSON config")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"config = {str(path)!r} is not valid YAML ({str(error).splitlines()[0]}); correct it"
+            ) from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"config = {str(path)!r} holds no mapping; write 'field: value' lines")
+        return cls.from_dict(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values that :meth:`from_dict` reads back to an equal config."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def replace(self, **changes: Any) -> RunConfig:
+        """A copy with dotted fields changed: ``config.replace(**{"prefix.low": 0.1, "seed": 3})``."""
+        return self.from_dict(_with_changes(type(self), self.to_dict(), changes))
+
+    def hash(self) -> str:
+        """Twelve hex digits that name everything but the run's name and seed."""
+        values = {key: value for key, value in self.to_dict().items() if key not in ("name", "seed")}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of nested plain values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _with_changes(model: type[BaseModel], values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    known = list(dict.fromkeys([*(name for name, _ in flatten(values)), *values]))
+    for dotted, value in changes.items():
+        *path, last = dotted.split(".")
+        node: Any = values
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or (last not in node and path != ["data", "columns"]):
+            close = difflib.get_close_matches(dotted, known, n=3, cutoff=0.5)
+            remedy = f"did you mean {' or '.join(close)}?" if close else f"known fields are {', '.join(known)}"
+            raise ConfigError(f"{dotted} = {value!r} is not a field of the config; {remedy}")
+        node[last] = value
+    return values
+
+
+def _sentence(model: type[BaseModel], error: ValidationError) -> str:
+    """The first problem of a pydantic error as one sentence: field, value, remedy."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"]) or "config"
+    value, context = first.get("input"), first.get("ctx", {})
+    if first["type"] == "value_error":
+        return str(context["error"])
+    if first["type"] == "extra_forbidden":
+        parent: Any = model
+        for part in first["loc"][:-1]:
+            parent = parent.model_fields[part].annotation
+        known = list(parent.model_fields)
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=3, cutoff=0.5)
+        remedy = f"did you mean {' or '.join(close)}?" if close else f"known names are {', '.join(known)}"
+        return f"{field} = {value!r} is not a field of the config; {remedy}"
+    if first["type"] == "missing":
+        return f"{field} is missing; give it a value"
+    message = first["msg"].removeprefix("Input ")
+    return f"{field} = {value!r} cannot be used: it {message}"
+
+
+def _tiny() -> dict[str, Any]:
+    """The embedded world on 2 CPU cores: under a minute a run."""
+    return {
+        "name": "tiny",
+        "rollout": {"max_prompt_tokens": 24, "max_response_tokens": 96},
+        "prefix": {"decay_steps": 150},
+        "rl": {"steps": 150, "lr": 3e-4},
+        "sft": {"steps": 60, "lr": 1e-3, "warmup_fraction": 0.1, "decay": "cosine"},
+    }
+
+
+def _smol() -> dict[str, Any]:
+    """SmolLM2-135M on grade-school problems, on a CPU: minutes a step."""
+    return {
+        "name": "smol",
+        "model": {
+            "path": "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "instruction": "\nSolve step by step. Put the final answer in \\boxed{}.",
+        },
+        "data": {"problems": "gsm8k_train.jsonl", "train_problems": 512, "eval_problems": 64},
+        "rollout": {
+            "problems_per_step": 4,
+            "max_prompt_tokens": 256,
+            "max_response_tokens": 192,
+            "max_batch_rows": 64,
+        },
+        "prefix": {"decay_steps": 100},
+        "rl": {"steps": 100, "lr": 5e-6},
+        "sft": {"steps": 50, "lr": 2e-5, "batch_rows": 16, "warmup_fraction": 0.1, "decay": "cosine"},
+        "evaluation": {"every": 0, "k": 4, "problems": 16, "hard_tries": 0},
+        "records": {"checkpoint_every": 10, "tokens_every": 5},
+        "micro_batch_tokens": 2048,
+        "threads": 2,
+    }
+
+
+PRESETS = {"tiny": _tiny, "smol": _smol}
+"""Name -> function that gives the preset's departures from the defaults."""
+
+
+def preset(name: str = "tiny", /, **changes: Any) -> RunConfig:
+    """A complete config: the preset with dotted fields changed.
+
+    Args:
+        name: a key of :data:`PRESETS`.
+        **changes: dotted field names and values, e.g. ``method="rft"``, ``seed=1``, ``**{"prefix.low": 0.1}``.
+
+    Raises:
+        ConfigError: an unknown preset or field, or a value that cannot be used.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"preset = {name!r} is not known; use one of {', '.join(PRESETS)}")
+    config = RunConfig.from_dict(PRESETS[name]())
+    return config.replace(**changes) if changes else config

@@ -1,0 +1,177 @@
+"""Entropy of the policy at each token, and the clip that trains the prefix only where the policy is unsure.
+
+Prefix-RFT (arXiv 2507.01679, section 3) sets the advantage of the lowest-entropy prefix tokens to 0: a demonstration
+is long, and most of its tokens teach nothing but its style. Which tokens are ranked together is the caller's choice
+(``group``): the whole optimizer window, a row, or a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+
+Keep = Literal["top", "bottom", "random", "all"]
+
+
+class _LogpAndEntropy(torch.autograd.Function):
+    """Written out because autograd would keep three tensors of the size of the logits; this keeps one.
+
+    With p = softmax(x), y the target, H the entropy::
+
+        d logp_y / dx = onehot(y) - p
+        d H / dx      = -p (log p + H)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.set_materialize_grads(False)
+        log_probs = torch.log_softmax(logits, dim=-1)
+        logp = log_probs.gather(-1, targets[..., None]).squeeze(-1)
+        # A token that cannot be drawn has p log p = 0 * -inf; the limit is 0.
+        finite = log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+        entropy = -(finite.mul_(log_probs.exp())).sum(-1)
+        ctx.save_for_backward(log_probs, targets, entropy)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, None]:
+        grad_logp, grad_entropy = grads
+        if grad_logp is None and grad_entropy is None:
+            return None, None
+        log_probs, targets, entropy = ctx.saved_tensors
+        probs = log_probs.exp()
+        if grad_entropy is None:
+            grad = probs.mul_(-grad_logp[..., None])  # type: ignore[index]
+        else:
+            # Times p before anything else: 0 times the most negative number is 0, 0 times -inf is not.
+            grad = log_probs.clamp(min=torch.finfo(log_probs.dtype).min).add_(entropy[..., None]).mul_(probs)
+            grad = grad.mul_(-grad_entropy[..., None])
+            if grad_logp is not None:
+                grad = grad.sub_(probs.mul_(grad_logp[..., None]))
+        if grad_logp is not None:
+            grad.scatter_add_(-1, targets[..., None], grad_logp[..., None].to(grad.dtype))
+        return grad, None
+
+
+def entropy_and_logp(
+    logits: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of the targets and entropy of the distributions they were drawn from, in nats.
+
+    With p = softmax(logits / temperature): logp = log p[target], H = -sum p log p, where p log p = 0 at p = 0. This
+    is the entropy of the whole distribution, not the mean NLL of what was drawn. Computed in float32 (float64 for
+    float64 logits), differentiable once; a logit of -inf is a token that cannot be drawn and gives no NaN.
+
+    Args:
+        logits: (..., vocab) next-token logits.
+        targets: (...,) int64 ids of the tokens at those places.
+        temperature: sampling temperature, above 0.
+
+    Returns:
+        (logp, entropy), each (...,).
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature = {temperature} cannot divide logits; use a value above 0")
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature != 1.0:
+        logits = logits / temperature
+    logp, entropy = _LogpAndEntropy.apply(logits, targets)
+    return logp, entropy
+
+
+def dropped_count(m: int, mask_ratio: float) -> int:
+    """How many of ``m`` ranked tokens are dropped: int(m * mask_ratio), the product in double precision.
+
+    The published rule to the letter, rounding included: int(100 * 0.29) is 28.
+    """
+    return int(m * mask_ratio)
+
+
+def mask_ratio_of(keep_fraction: float) -> float:
+    """1 - keep_fraction as a person would write it.
+
+    In binary 1 - 0.8 is 0.19999999999999996, and int(5 * that) is 0 where int(5 * 0.2) is 1. Rounding to 12
+    decimals gives the double that 0.2 is written as, hence the count of the published mask ratio. Fractions with
+    more decimals (1/3) are left alone: rounding would move them by more than the subtraction did.
+    """
+    if not 0 <= keep_fraction <= 1:
+        raise ValueError(f"keep_fraction = {keep_fraction} lies outside [0, 1]; give the share of tokens to keep")
+    complement = 1 - keep_fraction
+    written = round(complement, 12)
+    return written if abs(written - complement) < 1e-15 else complement
+
+
+def drop_lowest(
+    values: torch.Tensor, member: torch.Tensor, dropped: Callable[[int], int], group: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Of the m member tokens of each group, all but the ``dropped(m)`` with the lowest values.
+
+    Ties are broken by position, earlier tokens first to go, so the result is a function of its arguments.
+
+    Args:
+        values: what is ranked, any shape.
+        member: bool, same shape; tokens outside are never in the result.
+        dropped: number to drop, of the number of members in a group.
+        group: integer ids, same shape; None ranks all members together.
+
+    Returns:
+        bool, same shape: the members that stay.
+    """
+    place = member.reshape(-1).bool().nonzero().squeeze(1)
+    order = values.detach().reshape(-1)[place].argsort(stable=True)
+    stay = torch.ones(place.numel(), dtype=torch.bool, device=member.device)
+    if group is None:
+        stay[order[: dropped(place.numel())]] = False
+    else:
+        _, index, counts = torch.unique(group.reshape(-1)[place], return_inverse=True, return_counts=True)
+        order = order[index[order].argsort(stable=True)]
+        limits = torch.tensor([dropped(m) for m in counts.tolist()], dtype=torch.int64, device=member.device)
+        rank = torch.arange(place.numel(), device=member.device) - (counts.cumsum(0) - counts)[index[order]]
+        stay[order] = rank >= limits[index[order]]
+    kept = torch.zeros(member.numel(), dtype=torch.bool, device=member.device)
+    kept[place] = stay
+    return kept.reshape(member.shape)
+
+
+def clip_mask(
+    entropy: torch.Tensor,
+    prefix: torch.Tensor,
+    keep_fraction: float,
+    *,
+    keep: Keep = "top",
+    group: torch.Tensor | None = None,
+    uniforms: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The prefix tokens that keep their advantage (method section 1.7).
+
+    Of the M prefix tokens that are ranked together, exactly int(M * (1 - keep_fraction)) are dropped: those with the
+    lowest entropy (``top`` stays, the paper), with the highest (``bottom``), with the lowest uniforms (``random``),
+    or none (``all``, whatever the fraction). See :func:`mask_ratio_of` for 1 - keep_fraction. Ties go by position.
+    Dropped tokens still count in denominators, so only advantages may be multiplied by this mask.
+
+    Args:
+        entropy: (tokens,) or any shape, nats, of the current policy.
+        prefix: bool, same shape, True on prefix tokens.
+        keep_fraction: share that stays, in [0, 1].
+        keep: which share stays.
+        group: integer ids, same shape: tokens with equal ids are ranked together; None ranks all together.
+        uniforms: same shape, uniform draws keyed by token; only for ``random``.
+
+    Returns:
+        bool, same shape: True on the prefix tokens that stay, False on everything else.
+    """
+    mask_ratio = mask_ratio_of(keep_fraction)
+    if keep == "all":
+        return prefix.bool().clone()
+    if keep == "random":
+        if uniforms is None:
+            raise ValueError("keep = 'random' needs random numbers; pass uniforms with one draw a token")
+        values = uniforms
+    elif keep in ("top", "bottom"):
+        values = entropy if keep == "top" else -entropy
+    else:
+        raise ValueError(f"keep = {keep!r} is not known; use top, bottom, random or all")
+    return drop_lowest(values, prefix, partial(dropped_count, mask_ratio=mask_ratio), group)

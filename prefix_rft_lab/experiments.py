@@ -1,0 +1,78 @@
+"""What ``make reproduce`` trains: the main comparison, at three sizes.
+
+A profile changes how much is run, never how a method works: smoke shows that everything connects (its numbers mean
+nothing), quick gives a first answer in minutes, full is the one to quote.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from prefix_rft_lab.config import ConfigError, RunConfig, preset
+
+MAIN_METHODS = ("base", "sft", "rft", "sft_then_rft", "prefix_rft")
+"""The methods of the main comparison; ``base`` is the policy before training."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """How much of an experiment is run."""
+
+    seeds: tuple[int, ...]
+    changes: dict[str, Any]
+    """Dotted config fields and values, over the preset ``tiny``."""
+
+
+PROFILES = {
+    "smoke": Profile(
+        seeds=(0,),
+        changes={
+            "rl.steps": 4,
+            "sft.steps": 3,
+            "prefix.decay_steps": 4,
+            "rollout.problems_per_step": 4,
+            "data.train_problems": 64,
+            "data.eval_problems": 12,
+            "evaluation.problems": 12,
+            "evaluation.every": 2,
+            "evaluation.k": 2,
+            "evaluation.hard_tries": 4,
+            "records.tokens_every": 2,
+            "records.checkpoint_every": 2,
+        },
+    ),
+    "quick": Profile(seeds=(0, 1), changes={}),
+    "full": Profile(
+        seeds=(0, 1, 2, 3, 4), changes={"rl.steps": 400, "prefix.decay_steps": 400, "data.eval_problems": 512}
+    ),
+}
+
+
+def profile(name: str) -> Profile:
+    """The profile of that name.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if name not in PROFILES:
+        raise ConfigError(f"profile = {name!r} is not known; use one of {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+def main_comparison(name: str, *, methods: tuple[str, ...] = MAIN_METHODS, **changes: Any) -> list[RunConfig]:
+    """Configs of every method and seed of the main comparison, longest first; ``base`` once, since it has no seed.
+
+    Args:
+        name: a profile.
+        methods: names of :data:`prefix_rft_lab.methods.METHODS`.
+        **changes: dotted config fields on top of the profile's.
+    """
+    chosen = profile(name)
+    values = {"name": f"main-{name}", **chosen.changes, **changes}
+    order = sorted(methods, key=lambda method: method in ("base", "sft"))
+    return [
+        preset("tiny", method=method, seed=seed, **values)
+        for method in order
+        for seed in (chosen.seeds[:1] if method == "base" else chosen.seeds)
+    ]

@@ -1,0 +1,267 @@
+"""Losses of single tokens, and the one division that turns their sum into the loss of an update.
+
+Every loss here is elementwise. The trainer adds the token losses of all micro-batches (and processes) of an
+optimizer window and divides the sum by one number known before the first pass (:func:`dr_grpo_normaliser`): the
+result cannot depend on how the window was cut. The aggregations further down each divide inside a micro-batch; they
+are the published alternatives, kept to compare with and to show what goes wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+DemonstrationShape = Literal["luffy", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyTerms:
+    """What the policy loss says of each token; all of one shape."""
+
+    loss: torch.Tensor  # float, carries the gradient
+    clipped: torch.Tensor  # bool, the ratio limit is what counts (never on unclipped tokens)
+    dual_clipped: torch.Tensor  # bool, the bound for negative advantages is what counts (never on unclipped tokens)
+
+
+def policy_loss_tokens(
+    logp: torch.Tensor,
+    old_logp: torch.Tensor,
+    advantages: torch.Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = 3.0,
+    unclipped: torch.Tensor | None = None,
+) -> PolicyTerms:
+    """PPO's clipped surrogate with a dual clip, token by token.
+
+    With r = exp(logp - old_logp)::
+
+        l1 = -A r
+        l2 = -A clamp(r, 1 - clip_low, 1 + clip_high)
+        lc = max(l1, l2)
+        l  = min(lc, -A dual_clip) if A < 0 else lc
+        l  = l1 on unclipped tokens
+
+    PPO: arXiv 1707.06347, eq. 7; dual clip: arXiv 1912.09729, eq. 5; separate limits ("clip higher"): DAPO,
+    arXiv 2503.14476. At the first update r = 1, so the gradient of a prefix token is that of A-weighted SFT.
+
+    Args:
+        logp: any shape, nats, differentiable.
+        old_logp: same shape, the trainer's own log-probability before the update; no gradient.
+        advantages: same shape; no gradient.
+        clip_low: ratios below 1 - clip_low are clipped.
+        clip_high: ratios above 1 + clip_high are clipped.
+        dual_clip: bound of the loss of tokens with A < 0, in units of -A; None for no bound.
+        unclipped: bool, same shape: tokens without any clipping; None for no such token.
+    """
+    ratio = (logp - old_logp).exp()
+    plain = -advantages * ratio
+    limited = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    clipped = limited > plain
+    loss = torch.maximum(plain, limited)
+    if dual_clip is None:
+        dual_clipped = torch.zeros_like(clipped)
+    else:
+        bound = -advantages * dual_clip
+        negative = advantages < 0
+        dual_clipped = (loss > bound) & negative
+        loss = torch.where(negative, torch.minimum(loss, bound), loss)
+    if unclipped is not None:
+        unclipped = unclipped.bool()
+        loss = torch.where(unclipped, plain, loss)
+        clipped, dual_clipped = clipped & ~unclipped, dual_clipped & ~unclipped
+    return PolicyTerms(loss=loss, clipped=clipped, dual_clipped=dual_clipped)
+
+
+def nll_tokens(logp: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood, nats: -log p(token). Any shape."""
+    return -logp
+
+
+def demonstration_ratio(
+    logp: torch.Tensor,
+    *,
+    shape: DemonstrationShape = "luffy",
+    gamma: float = 0.1,
+    demonstration_probs: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """What stands in for the importance ratio on tokens that another policy wrote. Any shape.
+
+    ``luffy``: f(p) = p / (p + gamma) (LUFFY, arXiv 2504.14945, policy shaping); ``none``: p. With the author's
+    probabilities q given: p / (q + 1e-6), and no shaping.
+    """
+    probs = logp.exp()
+    if demonstration_probs is not None:
+        return probs / (demonstration_probs + 1e-6)
+    if shape == "luffy":
+        return probs / (probs + gamma)
+    if shape == "none":
+        return probs
+    raise ValueError(f"shape = {shape!r} is not known; use luffy or none")
+
+
+def shaped_demonstration_tokens(
+    logp: torch.Tensor,
+    advantages: torch.Tensor,
+    *,
+    shape: DemonstrationShape = "luffy",
+    gamma: float = 0.1,
+    demonstration_probs: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """LUFFY's loss of a demonstration token: -A g with g of :func:`demonstration_ratio`; no old log-prob, no clip.
+
+    For ``luffy`` its gradient is -A gamma p / (p + gamma)^2 * grad log p: largest at p = gamma, small where the
+    policy is already sure and where the token is hopeless.
+
+    Args:
+        logp: any shape, nats, differentiable; the gradient goes through g.
+        advantages: same shape.
+        shape: ``luffy`` or ``none``.
+        gamma: LUFFY's constant.
+        demonstration_probs: same shape, q, the author's probabilities; replaces the shaping.
+    """
+    return -advantages * demonstration_ratio(logp, shape=shape, gamma=gamma, demonstration_probs=demonstration_probs)
+
+
+def dr_grpo_normaliser(rows: int, max_response_tokens: int) -> float:
+    """What the sum of all token losses of an optimizer window is divided by, once: rows * max_response_tokens.
+
+    Dr.GRPO (arXiv 2503.20783): a constant in place of the response lengths, so that long responses are not favoured.
+    Dividing once matters: a mean taken inside each micro-batch weighs tokens by the company they keep, and the loss
+    then depends on packing and on the number of processes.
+
+    Args:
+        rows: rows of the whole window, over all micro-batches and processes; an empty window counts as one row, so
+            that its loss is 0 and not 0 / 0.
+        max_response_tokens: the limit on response tokens, prefix included.
+    """
+    if rows < 0 or max_response_tokens < 1:
+        raise ValueError(
+            f"rows = {rows}, max_response_tokens = {max_response_tokens} give no normaliser; "
+            "use rows >= 0 and max_response_tokens >= 1"
+        )
+    return float(max(rows, 1) * max_response_tokens)
+
+
+def masked_sum(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Sum under a bool mask, scalar; what lies outside does not count even if it is infinite."""
+    return torch.where(mask.bool(), values, 0.0).sum()
+
+
+def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean under a bool mask, scalar; 0 for an empty one.
+
+    The published code adds 1e-8 to the count; in float32 that changes no count but that of an empty mask.
+    """
+    return masked_sum(values, mask) / mask.bool().sum().clamp(min=1)
+
+
+def token_mean(loss: torch.Tensor, mask: torch.Tensor, *, max_tokens: int | None = None) -> torch.Tensor:
+    """Mean over all tokens of the array: long rows weigh more.
+
+    Args:
+        loss: (rows, tokens).
+        mask: (rows, tokens) bool, the response.
+        max_tokens: not used.
+    """
+    return masked_mean(loss, mask)
+
+
+def seq_mean_token_sum(loss: torch.Tensor, mask: torch.Tensor, *, max_tokens: int | None = None) -> torch.Tensor:
+    """Mean over rows of the row's sum; arguments as :func:`token_mean`."""
+    return masked_sum(loss, mask) / max(loss.shape[0], 1)
+
+
+def seq_mean_token_mean(loss: torch.Tensor, mask: torch.Tensor, *, max_tokens: int | None = None) -> torch.Tensor:
+    """Mean over rows of the row's token mean; rows without a token count as 0. Arguments as :func:`token_mean`."""
+    sums = torch.where(mask.bool(), loss, 0.0).sum(-1)
+    return (sums / mask.bool().sum(-1).clamp(min=1)).sum() / max(loss.shape[0], 1)
+
+
+def dr_grpo_sum(loss: torch.Tensor, mask: torch.Tensor, *, max_tokens: int | None = None) -> torch.Tensor:
+    """Sum over all tokens of the array over ``max_tokens``, not over the rows: scales with the micro-batch."""
+    if max_tokens is None or max_tokens < 1:
+        raise ValueError(f"max_tokens = {max_tokens} cannot divide the dr_grpo loss; give the response limit in tokens")
+    return masked_sum(loss, mask) / max_tokens
+
+
+AGGREGATIONS: dict[str, Callable[..., torch.Tensor]] = {
+    "token-mean": token_mean,
+    "seq-mean-token-sum": seq_mean_token_sum,
+    "seq-mean-token-mean": seq_mean_token_mean,
+    "dr_grpo": dr_grpo_sum,
+}
+"""Published name -> ``(loss (rows, tokens), mask (rows, tokens), *, max_tokens) -> scalar``, for one micro-batch."""
+
+
+def micro_slices(rows: int, micro_batch_rows: int | Sequence[int]) -> list[slice]:
+    """Consecutive micro-batches of the given size (the last may be smaller) or of the given sizes."""
+    if isinstance(micro_batch_rows, int):
+        if micro_batch_rows < 1:
+            raise ValueError(f"micro_batch_rows = {micro_batch_rows} cuts no micro-batch; use at least 1")
+        return [slice(start, min(start + micro_batch_rows, rows)) for start in range(0, rows, micro_batch_rows)]
+    if sum(micro_batch_rows) != rows:
+        raise ValueError(f"micro_batch_rows = {list(micro_batch_rows)} does not add up to {rows} rows; correct it")
+    ends = [sum(micro_batch_rows[: i + 1]) for i in range(len(micro_batch_rows))]
+    return [slice(end - size, end) for size, end in zip(micro_batch_rows, ends, strict=True)]
+
+
+def accumulation_scales(micro_batch_rows: Sequence[int], scaling: Literal["by_rows", "equal"]) -> list[float]:
+    """What the published code multiplies micro-batch losses by before it adds their gradients.
+
+    ``by_rows``: rows / all rows; ``equal``: 1 / number of micro-batches. Neither makes the result independent of
+    the cut, because the losses are already divided inside each micro-batch.
+    """
+    if scaling == "by_rows":
+        return [rows / sum(micro_batch_rows) for rows in micro_batch_rows]
+    if scaling == "equal":
+        return [1 / len(micro_batch_rows)] * len(micro_batch_rows)
+    raise ValueError(f"scaling = {scaling!r} is not known; use by_rows or equal")
+
+
+def global_token_mean(nll: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The SFT objective: sum of NLL over the number of targets of the whole optimizer window.
+
+    Args:
+        nll: (rows, tokens), nats.
+        mask: (rows, tokens) bool, the targets.
+    """
+    return masked_mean(nll, mask)
+
+
+def micro_means(
+    nll: torch.Tensor, mask: torch.Tensor, micro_batch_rows: int | Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token mean and target count of each micro-batch, (micro_batches,) each; arguments as the others here."""
+    slices = micro_slices(nll.shape[0], micro_batch_rows)
+    if not slices:
+        return nll.sum()[None], torch.zeros(1, dtype=torch.int64, device=mask.device)
+    means = torch.stack([masked_mean(nll[part], mask[part]) for part in slices])
+    return means, torch.stack([mask[part].bool().sum() for part in slices])
+
+
+def mean_of_micro_means(nll: torch.Tensor, mask: torch.Tensor, micro_batch_rows: int | Sequence[int]) -> torch.Tensor:
+    """A fault, for comparison: the average of micro-batch token means (arXiv 2604.23747).
+
+    Tokens of a micro-batch with few targets weigh too much. Arguments as :func:`global_token_mean`, and the rows
+    of a micro-batch (or a list of them).
+    """
+    return micro_means(nll, mask, micro_batch_rows)[0].mean()
+
+
+def summed_micro_means(nll: torch.Tensor, mask: torch.Tensor, micro_batch_rows: int | Sequence[int]) -> torch.Tensor:
+    """A second fault, for comparison: micro-batch means are back-propagated at full weight.
+
+    This is the sum that the gradient belongs to: larger than :func:`mean_of_micro_means` by the number of
+    micro-batches, although the trainer that does it reports the mean.
+    """
+    return micro_means(nll, mask, micro_batch_rows)[0].sum()
+
+
+def sequence_mean(nll: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over rows of the row's token mean, for comparison: tokens of short rows weigh more."""
+    return seq_mean_token_mean(nll, mask)

@@ -1,0 +1,638 @@
+"""Notebooks without a browser: parameters that are checked, a kernel that is ours, and an end that can be trusted.
+
+A notebook starts with a cell tagged ``parameters`` whose lines read ``name: type = literal  # help``. Papermill puts the
+given values into a cell after it; the next cell checks them where they are used, and the last one says that all was
+run::
+
+    experiment = experiment_parameters(profile=profile, out=out)     # after the parameters
+    ...
+    finish(experiment.out, "02_train")                               # the last line of the notebook
+
+Papermill alone would run a misspelt parameter's default, and would call a notebook finished whose kernel was killed or
+that left by ``sys.exit(0)``. So :func:`run_notebook` refuses unknown names, wrong types and values out of range before a
+kernel starts, and takes only the file that ``finish`` writes as a sign of success.
+
+A help text may state what is allowed, and is then held to it: ``in [1, 8]`` for numbers, ``one of: a, b, c`` for text.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefix_rft_lab.config import ConfigError
+from prefix_rft_lab.runs import Run, RunError, directory_of, load_all, write_json, write_text
+
+TICKET = "PREFIX_RFT_LAB_TICKET"
+"""Environment variable with the hash of source and parameters of the notebook that a kernel was started for."""
+
+SECONDS_LIMIT = 12 * 3600.0
+"""Wall-clock limit of a notebook, unless another is given: against hanging, not against work."""
+
+_TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
+_RANGE = re.compile(r"\bin \[(-?[\d.]+(?:e-?\d+)?), (-?[\d.]+(?:e-?\d+)?)\]")
+_CHOICES = re.compile(r"\bone of: ([^\s,]+(?:, [^\s,]+)*)")
+_CELL_FILE = re.compile(r"[^\s\"'(<>]*ipykernel_\d+/\d+\.py")
+_VOLATILE = ("papermill", "execution")
+
+
+# ---------------------------------------------------------------------- parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter as a notebook declares it."""
+
+    type: type
+    default: Any
+    help: str = ""
+
+    def checked(self, name: str, value: Any) -> Any:
+        """The value in the declared type.
+
+        Raises:
+            ConfigError: another type, or outside what the help text allows.
+        """
+        if self.type is float and type(value) is int:
+            value = float(value)
+        if type(value) is not self.type:
+            raise ConfigError(
+                f"{name} = {value!r} is a {type(value).__name__}; give {self.type.__name__}, such as {self.default!r}"
+            )
+        if isinstance(value, int | float) and (found := _RANGE.search(self.help)):
+            low, high = map(float, found.groups())
+            if not low <= value <= high:
+                raise ConfigError(f"{name} = {value!r} is out of range; choose it in [{found[1]}, {found[2]}]")
+        if isinstance(value, str) and (found := _CHOICES.search(self.help)) and value not in found[1].split(", "):
+            raise ConfigError(f"{name} = {value!r} is not known; use one of {found[1]}")
+        return value
+
+
+def parameters_of(notebook: str | Path) -> dict[str, Parameter]:
+    """The parameters that a notebook declares, by name; none if no cell has the tag ``parameters``.
+
+    Raises:
+        ConfigError: not a notebook, or a line of the cell that isn't ``name: type = literal  # help``.
+    """
+    path = Path(notebook)
+    for cell in _read(path)["cells"]:
+        if "parameters" in cell.get("metadata", {}).get("tags", []):
+            return _declared(_text(cell["source"]), path.name)
+    return {}
+
+
+def _declared(source: str, where: str) -> dict[str, Parameter]:
+    found: dict[str, Parameter] = {}
+    lines = source.splitlines()
+    try:
+        nodes = ast.parse(source).body
+    except SyntaxError as error:
+        raise ConfigError(f"the parameters of {where} are not Python (line {error.lineno}); correct the cell") from None
+    for node in nodes:
+        line = lines[node.lineno - 1]
+        try:
+            if not isinstance(node, ast.AnnAssign) or node.value is None or node.lineno != node.end_lineno:
+                raise ValueError
+            if not isinstance(node.target, ast.Name) or not isinstance(node.annotation, ast.Name):
+                raise ValueError
+            kind = _TYPES[node.annotation.id]
+            default = ast.literal_eval(node.value)
+        except (KeyError, ValueError):
+            raise ConfigError(
+                f"{line.strip()!r} in the parameters of {where} is not understood; write 'name: type = literal  # help' "
+                f"with one of the types {', '.join(_TYPES)}"
+            ) from None
+        comment = line.encode()[node.end_col_offset :].decode().strip()
+        parameter = Parameter(kind, default, comment.removeprefix("#").strip())
+        found[node.target.id] = Parameter(kind, parameter.checked(node.target.id, default), parameter.help)
+    return found
+
+
+def check_parameters(expected: Mapping[str, Parameter], given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """All expected parameters: the given values, checked, and the defaults of the others.
+
+    Args:
+        expected: from :func:`parameters_of`.
+        given: values by name. A :class:`~pathlib.Path` counts as text.
+        where: name of the notebook, for messages.
+
+    Raises:
+        ConfigError: an unknown name, a wrong type, or a value out of range or not known; the message names it.
+    """
+    for name, value in given.items():
+        if name not in expected:
+            close = difflib.get_close_matches(name, expected, n=2, cutoff=0.5)
+            remedy = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(expected) or 'none'}"
+            raise ConfigError(f"{name} = {value!r} is not a parameter{f' of {where}' if where else ''}; {remedy}")
+    values = {name: parameter.default for name, parameter in expected.items()}
+    for name, value in given.items():
+        values[name] = expected[name].checked(name, os.fspath(value) if isinstance(value, os.PathLike) else value)
+    if "profile" in values:
+        from prefix_rft_lab.experiments import profile
+
+        profile(values["profile"])
+    return values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """The checked parameters of a notebook."""
+
+    profile: str
+    out: Path
+    """Folder of everything that the notebook leaves."""
+    values: dict[str, Any]
+    """All parameters by name, ``out`` as it was given."""
+
+    @property
+    def runs(self) -> Path:
+        return self.out / "runs"
+
+    @property
+    def figures(self) -> Path:
+        return self.out / "figures"
+
+
+STANDARD = {
+    "profile": Parameter(str, "quick", "how much is run"),
+    "out": Parameter(str, "", "folder of runs and figures; empty: reproduction/<profile> in the repository"),
+}
+"""What every notebook declares."""
+
+
+def experiment_parameters(*, profile: str, out: str, **others: Any) -> Experiment:
+    """Check a notebook's parameters in the cell after them, and print them with departures from the defaults marked.
+
+    Types and defaults are those of the notebook's own parameters cell, as the kernel ran it; outside of a kernel those
+    of :data:`STANDARD`, and other parameters keep the types that they have.
+
+    Raises:
+        ConfigError: as :func:`check_parameters`.
+    """
+    given = {"profile": profile, "out": out, **others}
+    expected = _declared_in_kernel(given) or {
+        **STANDARD,
+        **{name: Parameter(type(value), value) for name, value in others.items()},
+    }
+    values = check_parameters(expected, given)
+    for name, value in values.items():
+        changed = value != expected[name].default
+        # Folders differ from machine to machine, and a committed notebook shouldn't show whose it was.
+        shown = repr(_relative(Path(value))) if name == "out" and value else repr(value)
+        print(f"{name} = {shown}{f'  (default {expected[name].default!r})' if changed else ''}")
+    folder = Path(values["out"]).expanduser() if values["out"] else _root() / "reproduction" / values["profile"]
+    return Experiment(profile=values["profile"], out=folder, values=values)
+
+
+def _declared_in_kernel(given: Mapping[str, Any]) -> dict[str, Parameter]:
+    """What the parameters cell of this kernel declares: the newest cell that declares all given names."""
+    shell = sys.modules.get("IPython")
+    current = shell.get_ipython() if shell is not None else None
+    for source in reversed(current.user_ns.get("In", []) if current is not None else []):
+        with contextlib.suppress(ConfigError):
+            declared = _declared(source, "this notebook")
+            if declared.keys() >= given.keys():
+                return declared
+    return {}
+
+
+def finish(out: str | Path, name: str) -> None:
+    """Say that a notebook ran to its end: write ``<out>/notebooks/<name>.done.json``. The last line of a notebook.
+
+    Args:
+        out: the notebook's folder, ``experiment.out``.
+        name: the notebook's file name without ``.ipynb``.
+    """
+    write_json(_sentinel(Path(out), name), {"notebook": name, "ticket": os.environ.get(TICKET)})
+    print(f"{name} is complete")
+
+
+def _sentinel(out: Path, name: str) -> Path:
+    return out / "notebooks" / f"{name}.done.json"
+
+
+# ---------------------------------------------------------------------- running
+
+
+def run_notebook(
+    path: str | Path,
+    out_path: str | Path,
+    parameters: Mapping[str, Any],
+    *,
+    seconds_limit: float = SECONDS_LIMIT,
+    working_dir: str | Path | None = None,
+    threads: int = 1,
+    progress: bool = True,
+    strip_parameters: bool = False,
+) -> Path:
+    """Execute a notebook in a kernel of this interpreter and write the executed notebook.
+
+    While it runs, and after a failure, what was executed so far stands in ``<out_path stem>.partial.ipynb``.
+
+    Args:
+        path: a notebook with a parameters cell that declares ``out``, ending in a call of :func:`finish`.
+        out_path: where the executed notebook goes: outputs kept, timings and absolute paths taken out.
+        parameters: values by name; ``out`` is needed, and is made absolute.
+        seconds_limit: wall-clock limit of the whole notebook.
+        working_dir: the kernel's folder; the notebook's own by default, as in JupyterLab.
+        threads: threads of numerical libraries in the kernel.
+        progress: show one line with the cell and what a training in it says.
+        strip_parameters: leave the cell with the given values out of the executed notebook.
+
+    Returns:
+        ``out_path``.
+
+    Raises:
+        ConfigError: a notebook or parameters that cannot be used; nothing was run.
+        RunError: an error in a cell, a killed kernel, the time limit, or an end without :func:`finish`; the message
+            names the notebook, the cell's first line and the error.
+    """
+    path, out_path = Path(path), Path(out_path)
+    source = _read(path)
+    values = check_parameters(parameters_of(path), parameters, path.name)
+    if not values.get("out"):
+        raise ConfigError(f"out is not given for {path.name}; a notebook that is run without a browser needs a folder")
+    folder = Path(values["out"]).expanduser().absolute()
+    ticket = _hash([_code(source), {**values, "out": str(folder)}])
+    sentinel = _sentinel(folder, path.stem)
+    sentinel.unlink(missing_ok=True)
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    partial = out_path.with_name(f"{out_path.stem}.partial.ipynb")
+    home = Path(working_dir) if working_dir is not None else path.parent
+    given = {name: values[name] for name in parameters}
+    with _Kernel(home.absolute(), ticket, threads) as kernel:
+        kernel.execute(path, partial, {**given, "out": str(folder)}, seconds_limit, progress)
+    written = json.loads(sentinel.read_text(encoding="utf-8")) if sentinel.is_file() else {}
+    if written.get("ticket") != ticket:
+        raise RunError(
+            f"{path.name} stopped at {kernel.cell} without an error and without finish(out, {path.stem!r}) as its last line: "
+            f"it did not run to its end; what was executed stands in {partial}"
+        )
+    given_folder = Path(values["out"])
+    replacements = {
+        str(folder): "reproduction" if given_folder.is_absolute() else given_folder.as_posix(),
+        str(home.absolute()): ".",
+        str(_root().absolute()): ".",
+        str(Path.cwd()): ".",
+        sys.prefix: "[python]",
+        tempfile.gettempdir(): "[tmp]",
+        str(Path.home()): "~",
+    }
+    clean = normalise(_read(partial), replacements, strip_parameters=strip_parameters)
+    write_text(out_path, json.dumps(clean, indent=1, ensure_ascii=False) + "\n")
+    partial.unlink()
+    return out_path
+
+
+def normalise(
+    notebook: dict[str, Any], replacements: Mapping[str, str], *, strip_parameters: bool = False
+) -> dict[str, Any]:
+    """An executed notebook without what differs from machine to machine: timings, random ids, absolute paths.
+
+    Args:
+        notebook: nbformat 4 as plain values; changed in place.
+        replacements: absolute path -> what stands for it; longer paths go first.
+        strip_parameters: leave the injected parameters out.
+    """
+    ordered = sorted(((old, new) for old, new in replacements.items() if len(old) > 1), key=lambda pair: -len(pair[0]))
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, str):
+            value = _CELL_FILE.sub("[cell]", value)
+            for old, new in ordered:
+                value = re.sub(rf"(?<![\w.-]){re.escape(old)}(?![\w.-])", new.replace("\\", r"\\"), value)
+            return value
+        if isinstance(value, list):
+            return [clean(item) for item in value]
+        return {key: clean(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    notebook["metadata"].pop("papermill", None)
+    cells = []
+    for cell in notebook["cells"]:
+        tags = cell["metadata"].get("tags", [])
+        if "injected-parameters" in tags:
+            if strip_parameters:
+                continue
+            if "id" in cell:
+                cell["id"] = "injected-parameters"
+            cell["source"] = clean(cell["source"])
+        for name in _VOLATILE:
+            cell["metadata"].pop(name, None)
+        if not tags:
+            cell["metadata"].pop("tags", None)
+        for output in cell.get("outputs", []):
+            for key in ("text", "traceback", "evalue"):
+                if key in output:
+                    output[key] = clean(output[key])
+            data = output.get("data", {})
+            for kind in data:
+                # Images are encoded; letters in them that read like a path are none.
+                if not kind.startswith("image/") or kind == "image/svg+xml":
+                    data[kind] = clean(data[kind])
+        cells.append(cell)
+    notebook["cells"] = cells
+    return notebook
+
+
+class _Kernel:
+    """A kernel of this interpreter for one notebook, with folders of its own that go when it ends."""
+
+    def __init__(self, working_dir: Path, ticket: str, threads: int) -> None:
+        from jupyter_client.kernelspec import KernelSpecManager
+        from jupyter_client.manager import AsyncKernelManager
+
+        from prefix_rft_lab.pool import STATUS_FILE, THREAD_VARIABLES
+
+        # Sockets have short names: not the long folder that some systems give to temporary files.
+        short = Path("/tmp")
+        self.folder = Path(tempfile.mkdtemp(prefix="prl-", dir=short if short.is_dir() else None))
+        spec = self.folder / "kernels" / "python3"
+        spec.mkdir(parents=True)
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        (spec / "kernel.json").write_text(
+            json.dumps({"argv": argv, "display_name": "Python 3 (ipykernel)", "language": "python"})
+        )
+        self.status_file = self.folder / "status"
+        self.cell = "its start"
+        environment = {
+            **os.environ,
+            **dict.fromkeys(THREAD_VARIABLES, str(threads)),
+            TICKET: ticket,
+            STATUS_FILE: str(self.status_file),
+            # A backend for scripts would keep the figures out of the notebook.
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            # No start-up files and no history of whoever runs it.
+            "IPYTHONDIR": str(self.folder / "ipython"),
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        }
+
+        class Manager(AsyncKernelManager):
+            async def start_kernel(self, **options: Any) -> Any:  # type: ignore[override]
+                return await super().start_kernel(**{**options, "cwd": str(working_dir), "env": environment})
+
+        self.manager = Manager(
+            kernel_name="python3",
+            kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(self.folder / "kernels")]),
+            connection_file=str(self.folder / "k.json"),
+            # TCP ports are chosen before they are bound, and two kernels that start together can meet on one.
+            transport="ipc" if os.name == "posix" else "tcp",
+        )
+
+    def __enter__(self) -> _Kernel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        from jupyter_core.utils import run_sync
+
+        with contextlib.suppress(Exception):
+            run_sync(self.manager.shutdown_kernel)(now=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def kill(self) -> None:
+        """End the kernel's process group; training workers leave when their input closes."""
+        process = getattr(self.manager.provisioner, "process", None)
+        if process is not None and process.poll() is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def execute(
+        self, path: Path, out_path: Path, parameters: dict[str, Any], seconds_limit: float, progress: bool
+    ) -> None:
+        """Run all cells by papermill.
+
+        Raises:
+            RunError: an error in a cell, a kernel that died, or the time limit.
+        """
+        import logging
+
+        import papermill
+        from nbclient.exceptions import CellTimeoutError
+        from papermill.exceptions import PapermillExecutionError
+
+        logging.getLogger("papermill").setLevel(logging.ERROR)
+        late = threading.Event()
+        kept = f"what was executed stands in {out_path}"
+        try:
+            with self._watch(path.name, seconds_limit, late, progress):
+                # Braces in a path are fields to papermill.
+                source, target = (str(p).replace("{", "{{").replace("}", "}}") for p in (path, out_path))
+                papermill.execute_notebook(
+                    source,
+                    target,
+                    parameters=parameters,
+                    kernel_name="python3",
+                    progress_bar=False,
+                    start_timeout=180,
+                    km=self.manager,
+                    on_cell_execute=self._enter,
+                    iopub_timeout=60,
+                )
+        except PapermillExecutionError as error:
+            message = " ".join(error.evalue.split())
+            raise RunError(f"{path.name} failed at {self.cell}: {error.ename}: {message}; {kept}") from None
+        except (CellTimeoutError, RuntimeError) as error:
+            if late.is_set():
+                raise RunError(
+                    f"{path.name} was stopped at {self.cell}: it took longer than {seconds_limit:g} seconds; finished runs "
+                    f"are kept, raise the limit or take a smaller profile; {kept}"
+                ) from None
+            raise RunError(
+                f"{path.name} lost its kernel at {self.cell} ({' '.join(str(error).split())}); out of memory, or ended by "
+                f"hand? {kept}"
+            ) from None
+
+    def _enter(self, cell: Any, cell_index: int) -> None:
+        lines = [line.strip() for line in cell.source.splitlines() if line.strip()]
+        self.cell = f"cell {lines[0]!r}" if lines else "an empty cell"
+
+    @contextlib.contextmanager
+    def _watch(self, name: str, seconds_limit: float, late: threading.Event, progress: bool) -> Iterator[None]:
+        """Beside the notebook: kill it when its time is up, and show what it is doing."""
+        from prefix_rft_lab.pool import Status
+
+        over = threading.Event()
+        started = time.monotonic()
+
+        def watch(status: Status) -> None:
+            while not over.wait(0.5):
+                if time.monotonic() - started > seconds_limit:
+                    late.set()
+                    self.kill()
+                    return
+                inner = self.status_file.read_text(encoding="utf-8") if self.status_file.is_file() else ""
+                status.update(0, f"{name} {self.cell}{': ' if inner else ''}{inner}")
+
+        with Status(None, progress) as status:
+            thread = threading.Thread(target=watch, args=(status,), daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                over.set()
+                thread.join()
+
+
+# ---------------------------------------------------------------------- reproduction
+
+
+def reproduce(
+    profile: str = "quick",
+    out: str | Path = "reproduction",
+    workers: int = 2,
+    *,
+    notebooks: str | Path | None = None,
+    seconds_limit: float = SECONDS_LIMIT,
+    progress: bool = True,
+) -> Path:
+    """Run all numbered notebooks in order into ``<out>/<profile>`` and write the report.
+
+    The notebooks are executed every time; finished runs in them are taken as they are and interrupted ones resume, so
+    that the same call after an interruption goes on where it stopped.
+
+    Args:
+        profile: smoke, quick or full.
+        out: parent folder of the profile's folder.
+        workers: training processes, for notebooks that declare ``workers``.
+        notebooks: folder of the notebooks; by default ``notebooks`` of the repository.
+        seconds_limit: wall-clock limit of each notebook.
+        progress: show what is going on, and at the end where everything is.
+
+    Returns:
+        the report.
+
+    Raises:
+        ConfigError: an unknown profile, or no notebooks; nothing was run.
+        RunError: a notebook failed; finished runs are kept.
+    """
+    from prefix_rft_lab import report
+    from prefix_rft_lab.experiments import main_comparison
+
+    wanted = {directory_of(config, "").as_posix() for config in main_comparison(profile)}
+    if workers < 1:
+        raise ConfigError(f"workers = {workers} cannot be used: it should be at least 1")
+    sources = find_notebooks(notebooks)
+    folder = Path(out) / profile
+    declared = [parameters_of(path) for path in sources]
+    given = [
+        {"profile": profile, "out": str(folder), **({"workers": workers} if "workers" in names else {})}
+        for names in declared
+    ]
+    for path, names, values in zip(sources, declared, given, strict=True):
+        check_parameters(names, values, path.name)
+    seconds: dict[str, float] = {}
+    executed: list[Path] = []
+    for path, values in zip(sources, given, strict=True):
+        started = time.monotonic()
+        executed.append(
+            run_notebook(path, folder / "notebooks" / path.name, values, seconds_limit=seconds_limit, progress=progress)
+        )
+        seconds[path.name] = time.monotonic() - started
+        if progress:
+            print(f"{path.name}: {seconds[path.name]:.0f} s", flush=True)
+    runs = load_all(folder / "runs")
+    # Runs of an earlier config, or of one's own, may lie in the same folder: they must not enter the averages.
+    own = [run for run in runs if run.path.relative_to(folder / "runs").as_posix() in wanted]
+    written = report.write_report(
+        folder,
+        runs=own or runs,
+        title=f"Prefix-RFT, profile {profile}",
+        seconds=sum(seconds.values()),
+        notebooks=executed,
+    )
+    if progress:
+        print(_closing(written, folder, own or runs, len(runs) - len(own) if own else 0, seconds))
+    return written
+
+
+def find_notebooks(folder: str | Path | None = None) -> list[Path]:
+    """The numbered notebooks ``NN_name.ipynb`` of a folder, in order; by default of the repository's ``notebooks``.
+
+    Raises:
+        ConfigError: no such folder, or none in it.
+    """
+    chosen = Path(folder) if folder is not None else _root() / "notebooks"
+    found = sorted(chosen.glob("[0-9][0-9]_*.ipynb"))
+    if not found:
+        raise ConfigError(
+            f"notebooks = {str(chosen)!r} holds no numbered notebooks; run from a checkout of the repository, or give their "
+            "folder by --notebooks"
+        )
+    return found
+
+
+def _closing(report: Path, folder: Path, runs: Sequence[Run], others: int, seconds: Mapping[str, float]) -> str:
+    times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    lines = [
+        "",
+        f"report     {report.absolute()}",
+        f"           {report.absolute().as_uri()}",
+        f"figures    {(folder / 'figures').absolute()}",
+        f"notebooks  {(folder / 'notebooks').absolute()} ({times})",
+        f"runs       {len(runs)}, read them by prefix_rft_lab.load(...)",
+        *(f"           {run.path}" for run in runs),
+    ]
+    if others:
+        lines.append(f"           {others} other runs in the same folder are not in the report")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------- small things
+
+
+def _root() -> Path:
+    """The repository: the nearest folder upward that has ``notebooks`` and a pyproject.toml; else where we are."""
+    here = Path.cwd()
+    package = Path(__file__).resolve().parents[1]
+    for folder in (here, *here.parents, package):
+        if (folder / "pyproject.toml").is_file() and (folder / "notebooks").is_dir():
+            return folder
+    return here
+
+
+def _relative(path: Path) -> str:
+    """A path as seen from the repository if it lies there, else its last two parts."""
+    with contextlib.suppress(ValueError):
+        return path.absolute().relative_to(_root()).as_posix()
+    return Path(*path.parts[-2:]).as_posix() if path.is_absolute() else path.as_posix()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"notebook = {str(path)!r} is not a file; give the path of an .ipynb file")
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        if notebook["nbformat"] != 4 or not isinstance(notebook["cells"], list):
+            raise ValueError
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"notebook = {str(path)!r} is not a notebook in format 4; save it again by Jupyter") from None
+    return notebook
+
+
+def _text(source: str | list[str]) -> str:
+    return source if isinstance(source, str) else "".join(source)
+
+
+def _code(notebook: Mapping[str, Any]) -> list[str]:
+    return [_text(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

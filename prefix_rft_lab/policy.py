@@ -1,0 +1,106 @@
+"""Loading a policy, and one forward pass of it over a batch of rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from prefix_rft_lab.config import ConfigError, RunConfig
+from prefix_rft_lab.entropy import entropy_and_logp
+from prefix_rft_lab.tasks.base_policy import ASSETS
+from prefix_rft_lab.tokens import check_tokenizer
+from prefix_rft_lab.types import SequenceBatch, TokenStats
+
+LOGITS_AT_ONCE = 2**25
+"""Logits computed together at most (128 MiB in float32); larger batches go in chunks that are recomputed backward."""
+
+
+def device_of(config: RunConfig) -> torch.device:
+    """The device that ``model.device`` asks for.
+
+    Raises:
+        ConfigError: ``cuda`` where there is none.
+    """
+    available = torch.cuda.is_available()
+    if config.model.device == "cuda" and not available:
+        raise ConfigError("model.device = 'cuda' but torch sees no GPU; use 'auto' or 'cpu', or install a CUDA build")
+    return torch.device("cuda" if available and config.model.device != "cpu" else "cpu")
+
+
+def autocast_dtype(config: RunConfig) -> torch.dtype | None:
+    return torch.bfloat16 if config.model.dtype == "bfloat16" else None
+
+
+def load_policy(config: RunConfig) -> tuple[Any, Any]:
+    """(model, tokenizer) of ``model.path``, float32 weights on the config's device, dropout off.
+
+    Raises:
+        ConfigError: no such model, no end token, no chat template, or a context that is too short.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = str(ASSETS) if config.model.path == "tiny" else config.model.path
+    local = Path(path).expanduser()
+    if local.exists() and not (local / "config.json").is_file():
+        raise ConfigError(f"model.path = {path!r} holds no config.json; give a directory in Hugging Face format")
+    if not local.exists() and (path.count("/") > 1 or path.startswith((".", "~", "/"))):
+        raise ConfigError(f"model.path = {path!r} is not there; give an existing directory in Hugging Face format")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(local) if local.exists() else path)
+        model: Any = AutoModelForCausalLM.from_pretrained(str(local) if local.exists() else path, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"model.path = {path!r} could not be loaded ({reason}); give a local directory in Hugging Face format, or "
+            "a Hub name with a network or a filled cache"
+        ) from error
+    check_tokenizer(tokenizer, path)
+    context = getattr(model.config, "max_position_embeddings", None)
+    needed = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    if context is not None and needed > context:
+        raise ConfigError(
+            f"rollout.max_prompt_tokens + rollout.max_response_tokens = {needed} exceeds the model's context of "
+            f"{context} tokens; lower one of them"
+        )
+    return model.to(device_of(config)).eval(), tokenizer
+
+
+def response_stats(
+    model: Any, batch: SequenceBatch, *, temperature: float = 1.0, autocast: torch.dtype | None = None
+) -> TokenStats:
+    """Log-probability and entropy of every response token of a batch, flat in row-major order.
+
+    The vocabulary projection is computed at response tokens only, in chunks of :data:`LOGITS_AT_ONCE` logits.
+
+    Args:
+        batch: rows padded on the right; causal attention keeps the padding out of sight.
+        temperature: divides the logits, as in sampling.
+        autocast: arithmetic of the forward pass, None for float32.
+    """
+    mask = batch.response_mask
+    device = batch.input_ids.device
+    with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+        hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    # The token at place t is predicted at place t - 1.
+    states = hidden[:, :-1][mask[:, 1:]]  # (tokens, channels)
+    targets = batch.input_ids[:, 1:][mask[:, 1:]]  # (tokens,)
+    head = model.get_output_embeddings()
+
+    def project(states: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+            logits = head(states)
+        return entropy_and_logp(logits, targets, temperature)
+
+    chunk = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+    if len(targets) <= chunk:
+        logp, entropy = project(states, targets)
+    else:
+        parts = [
+            checkpoint(project, s, t, use_reentrant=False) if torch.is_grad_enabled() else project(s, t)
+            for s, t in zip(states.split(chunk), targets.split(chunk), strict=True)
+        ]
+        logp, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+    return TokenStats(logp=logp, entropy=entropy)

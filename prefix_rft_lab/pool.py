@@ -1,0 +1,443 @@
+"""Many runs at once: long-lived worker processes, one status for all of them.
+
+    train_all(configs)
+      -> worker processes        python -m prefix_rft_lab.pool: torch is imported once a worker, not once a run
+      -> one request a line in   {"config": ..., "out": ..., "log": ...}
+      <- one answer a line out   {"event": "done"} or {"event": "failed", "kind": ..., "message": ...}
+      <- metrics.jsonl           the status is read from what the runs record, workers don't report it
+
+A worker is a fresh interpreter and not a fork: it works from scripts and notebooks alike, never imports the caller's
+main module again, and can be killed without harm to the caller. It leaves as soon as its stdin closes, so that
+no training goes on unseen when the caller was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefix_rft_lab import methods
+from prefix_rft_lab.config import ConfigError, RunConfig
+from prefix_rft_lab.runs import Run, RunError, directory_of, write_text
+
+STATUS_FILE = "PREFIX_RFT_LAB_STATUS"
+"""Environment variable that names a file for the status line: a notebook that runs headless has no place for a bar."""
+
+LINE_SECONDS = 10.0
+"""Plain status lines come at most this often."""
+
+TAIL_LINES = 20
+"""Lines of a log that a failure carries."""
+
+LOOK_SECONDS = 0.5
+"""How often the status looks at what the runs recorded."""
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A run that did not finish."""
+
+    config: RunConfig
+    path: Path
+    """The run's directory; it may not exist."""
+    sentence: str
+    log: Path | None
+    """What the run printed; None if it was never started."""
+    tail: str
+    """The last lines of the log."""
+
+
+class PoolError(RunError):
+    """Some runs did not finish; the others are kept. ``failures`` says which, why, and what they printed."""
+
+    def __init__(self, failures: Sequence[Failure], finished: int) -> None:
+        self.failures = list(failures)
+        lines = [
+            f"{len(failures)} of {len(failures) + finished} runs did not finish; the same call keeps the other {finished} "
+            "and takes these up where they stopped:"
+        ]
+        for failure in failures:
+            where = f" (log: {failure.log})" if failure.log else ""
+            lines.append(f"  {failure.config.name}/{failure.path.name}: {failure.sentence}{where}")
+        super().__init__("\n".join(lines))
+
+
+def train_all(
+    configs: Sequence[RunConfig],
+    *,
+    out: str | Path = "runs",
+    workers: int = 2,
+    progress: bool = True,
+    seconds_limit: float | None = None,
+) -> list[Run]:
+    """Train runs in worker processes and return what they recorded, in the order of the configs.
+
+    Finished runs are not trained again; interrupted ones resume from their newest checkpoint. A run that fails stops no
+    other. What a run prints goes to ``<out>/logs/<name>-<run>.log``. A method that was registered in this process
+    only is not known to the workers; train such runs with :func:`prefix_rft_lab.trainer.train`.
+
+    Args:
+        configs: the runs; equal configs are trained once.
+        out: folder of all runs.
+        workers: processes at most; each takes ``config.threads`` threads.
+        progress: show one status of all runs: a bar in a terminal or notebook, else a line every ten seconds.
+        seconds_limit: wall-clock limit of the whole call; what is not finished by then counts as failed.
+
+    Raises:
+        ConfigError: an unknown method, or fewer than one worker; nothing was started.
+        PoolError: (a :class:`RunError`) runs that failed, each with a sentence and its log; the others are finished.
+        KeyboardInterrupt: as usual; all workers are ended first.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers = {workers} cannot be used: it should be at least 1")
+    jobs = {directory_of(config, out): _Job(config, Path(out)) for config in configs}
+    todo = [job for path, job in jobs.items() if not (path / "DONE.json").is_file()]
+    if todo:
+        with Status(sum(job.steps for job in todo), progress) as status:
+            failures = _Pool(todo, min(workers, len(todo)), status, seconds_limit).run()
+        if failures:
+            raise PoolError(failures, len(jobs) - len(failures))
+    return [Run(directory_of(config, out)) for config in configs]
+
+
+class _Job:
+    """One run from the caller's side: its request, and how far its records say it is."""
+
+    def __init__(self, config: RunConfig, out: Path) -> None:
+        self.config = config
+        self.out = out
+        self.path = directory_of(config, out)
+        self.log = out / "logs" / f"{config.name}-{self.path.name}.log"
+        self.steps = sum(getattr(config, stage.optim).steps for stage in methods.get(config.method).stages)
+        self.done_steps = 0
+        self.score: str = ""
+        self._offset = 0
+
+    def request(self) -> dict[str, Any]:
+        return {"config": self.config.to_dict(), "out": str(self.out), "log": str(self.log)}
+
+    def look(self) -> bool:
+        """Count the lines appended to ``metrics.jsonl`` since the last look; whether there were any."""
+        try:
+            with (self.path / "metrics.jsonl").open("rb") as file:
+                if (
+                    os.fstat(file.fileno()).st_size < self._offset
+                ):  # a resumed run forgot what came after its checkpoint
+                    self._offset = self.done_steps = 0
+                file.seek(self._offset)
+                # A torn last line is left for the next look.
+                lines = file.read().rpartition(b"\n")[0].splitlines()
+        except OSError:
+            return False
+        if not lines:
+            return False
+        self._offset += sum(len(line) + 1 for line in lines)
+        self.done_steps += len(lines)
+        with contextlib.suppress(ValueError):
+            last = json.loads(lines[-1])
+            name = "reward" if "reward" in last else "loss"
+            self.score = f" {name} {last.get(name, float('nan')):.2f}"
+        return True
+
+    def __str__(self) -> str:
+        return f"{self.config.method} s{self.config.seed} step {self.done_steps}{self.score}"
+
+    def failure(self, sentence: str, *, started: bool = True) -> Failure:
+        tail = ""
+        if started and self.log.is_file():
+            tail = "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:])
+        return Failure(
+            config=self.config, path=self.path, sentence=sentence, log=self.log if started else None, tail=tail
+        )
+
+
+class _Worker:
+    """One worker process; its answers go to a queue that all workers share, None for the end of its output."""
+
+    def __init__(self, threads: int, log: Path, answers: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]]):
+        self.threads = threads
+        self.job: _Job | None = None
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        root = str(Path(__file__).resolve().parents[1])
+        path = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        pinned = dict.fromkeys(THREAD_VARIABLES, str(threads))
+        with log.open("ab") as sink:
+            # -P: a file of the caller's folder must not shadow a module. A session of its own: Ctrl-C reaches only the
+            # caller, which ends the worker together with the worker's children.
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "prefix_rft_lab.pool"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=sink,
+                text=True,
+                encoding="utf-8",
+                env={**os.environ, **pinned, "PYTHONPATH": os.pathsep.join(path), "TOKENIZERS_PARALLELISM": "false"},
+                start_new_session=True,
+            )
+        threading.Thread(target=self._listen, args=(answers,), daemon=True).start()
+
+    def _listen(self, answers: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]]) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            answers.put((self, json.loads(line)))
+        answers.put((self, None))
+
+    def give(self, job: _Job) -> None:
+        self.job = job
+        assert self.process.stdin is not None
+        # A worker that is already dead says so by the end of its output.
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(job.request()) + "\n")
+            self.process.stdin.flush()
+
+    def death(self) -> str:
+        """How the process ended, in words."""
+        code = self.process.wait()
+        return f"was killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with status {code}"
+
+    def end(self, *, kill: bool = True) -> None:
+        """End the process and its children; an idle one only has its input closed."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        if not kill:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=10)
+        # The group outlives its leader as long as a verifier process is in it.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class _Pool:
+    def __init__(self, jobs: Sequence[_Job], size: int, status: Status, seconds_limit: float | None) -> None:
+        self.waiting = list(jobs)
+        self.running: list[_Worker] = []
+        self.finished = 0
+        self.failures: list[Failure] = []
+        self.size = size
+        self.status = status
+        self.seconds_limit = seconds_limit
+        self.jobs = list(jobs)
+        self.answers: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
+        self.newest = ""
+        self.started = time.monotonic()
+        self.log = jobs[0].out / "logs" / "workers.log"
+
+    def run(self) -> list[Failure]:
+        """Train all jobs; the failures. No worker is left whatever happens."""
+        for job in self.jobs:
+            job.look()
+        self.first_steps = sum(job.done_steps for job in self.jobs)
+        try:
+            while self.waiting and len(self.running) < self.size:
+                self._start(self.waiting.pop(0))
+            while self.running:
+                with contextlib.suppress(queue.Empty):
+                    worker, answer = self.answers.get(timeout=LOOK_SECONDS)
+                    if worker in self.running:
+                        self._take(worker, answer)
+                self._show()
+                if self.seconds_limit is not None and time.monotonic() - self.started > self.seconds_limit:
+                    self._out_of_time()
+        finally:
+            for worker in self.running:
+                worker.end()
+        return self.failures
+
+    def _start(self, job: _Job) -> None:
+        worker = _Worker(job.config.threads, self.log, self.answers)
+        self.running.append(worker)
+        worker.give(job)
+
+    def _take(self, worker: _Worker, answer: dict[str, Any] | None) -> None:
+        job = worker.job
+        assert job is not None
+        if answer is None:
+            sentence = f"its worker {worker.death()}"
+            if job.log.is_file():
+                sentence += "; out of memory, or ended by hand? It resumes from its newest checkpoint"
+            else:
+                job.log = worker.log
+                sentence += " before it could start"
+            self.failures.append(job.failure(sentence))
+        elif answer["event"] == "failed":
+            self.failures.append(job.failure(answer["message"]))
+        else:
+            self.finished += 1
+        self._next(worker, dead=answer is None)
+
+    def _next(self, worker: _Worker, *, dead: bool) -> None:
+        job = self.waiting.pop(0) if self.waiting else None
+        # Thread counts are fixed when an interpreter starts, so a job with another count needs another worker.
+        if job is not None and not dead and job.config.threads == worker.threads:
+            worker.give(job)
+            return
+        self.running.remove(worker)
+        worker.end(kill=dead)
+        if job is not None:
+            self._start(job)
+
+    def _out_of_time(self) -> None:
+        limit = f"the limit of {self.seconds_limit:g} seconds was reached"
+        for worker in self.running:
+            worker.end()
+            if worker.job is not None:
+                self.failures.append(worker.job.failure(f"stopped: {limit}; it resumes from its newest checkpoint"))
+        self.failures += [job.failure(f"not started: {limit}", started=False) for job in self.waiting]
+        self.running, self.waiting = [], []
+
+    def _show(self) -> None:
+        for worker in self.running:
+            if worker.job is not None and worker.job.look():
+                self.newest = f", {worker.job}"
+        done = sum(job.done_steps for job in self.jobs)
+        total = sum(job.steps for job in self.jobs)
+        text = f"{self.finished}/{len(self.jobs)} runs{self.newest}"
+        if self.failures:
+            text += f", {len(self.failures)} failed"
+        fresh = done - self.first_steps
+        if fresh > 0:
+            left = (time.monotonic() - self.started) / fresh * max(total - done, 0)
+            text += f", ETA {_clock(left)}"
+        self.status.update(done, text)
+
+
+class Status:
+    """One line that says how far things are, wherever this process shows it.
+
+    A file if :data:`STATUS_FILE` names one, a tqdm bar in a terminal or notebook, else a plain line on stderr every
+    :data:`LINE_SECONDS`; nothing if ``shown`` is False.
+
+    Args:
+        total: steps in all, or None for a text without a bar.
+    """
+
+    def __init__(self, total: int | None, shown: bool = True) -> None:
+        self.total = total
+        self.shown = shown
+        self._bar: Any = None
+        self._file = os.environ.get(STATUS_FILE)
+        self._last = ("", -LINE_SECONDS)
+        if shown and not self._file and (sys.stderr.isatty() or in_notebook()):
+            from tqdm.auto import tqdm
+
+            layout = {"bar_format": "{desc} [{elapsed}]"} if total is None else {"unit": "step"}
+            self._bar = tqdm(total=total, dynamic_ncols=True, **layout)
+
+    def update(self, done: int, text: str) -> None:
+        if not self.shown:
+            return
+        if self._bar is not None:
+            self._bar.n = done
+            if self.total is None:
+                self._bar.set_description_str(text, refresh=False)
+            else:
+                self._bar.set_postfix_str(text, refresh=False)
+            self._bar.refresh()
+            return
+        line = text if self.total is None else f"{done}/{self.total} steps, {text}"
+        now = time.monotonic()
+        if line == self._last[0] or (not self._file and now - self._last[1] < LINE_SECONDS):
+            return
+        self._last = (line, now)
+        if self._file:
+            # A status that cannot be shown is no reason to stop a training.
+            with contextlib.suppress(OSError, RunError):
+                write_text(Path(self._file), line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> Status:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def in_notebook() -> bool:
+    """Whether this process is a Jupyter kernel."""
+    shell = sys.modules.get("IPython")
+    current = shell.get_ipython() if shell is not None else None
+    return current is not None and hasattr(current, "kernel")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"{minutes}m{rest:02}s"
+
+
+# ---------------------------------------------------------------------- the worker's side
+
+
+def quiet() -> None:
+    """Switch the progress bars of transformers off: they fill logs, and the status says it better."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _requests() -> Iterator[dict[str, Any]]:
+    """Requests as they come. The end of stdin ends the process at once, in the middle of a run too: nobody is left to
+    answer, and the next start of the run must not meet a second writer."""
+    pending: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            pending.put(json.loads(line))
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield pending.get()
+
+
+def _serve() -> None:
+    """The worker's loop. Stdout carries answers only: whatever a library prints goes to the run's log."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    from prefix_rft_lab.trainer import train
+
+    quiet()
+    for request in _requests():
+        log = Path(request["log"])
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as sink:
+            for descriptor in (1, 2):
+                os.dup2(sink.fileno(), descriptor)
+        answer: dict[str, Any] = {"event": "done"}
+        try:
+            train(RunConfig.from_dict(request["config"]), out=request["out"], progress=False)
+        except (ConfigError, RunError) as error:
+            answer = {"event": "failed", "message": " ".join(str(error).split())}
+            print(answer["message"], file=sys.stderr)
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"event": "failed", "message": " ".join(f"{type(error).__name__}: {error}".split())}
+        sys.stdout.flush()
+        sys.stderr.flush()
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    _serve()

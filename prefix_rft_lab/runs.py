@@ -1,0 +1,300 @@
+"""Run directories: everything that a run leaves, written so that a kill loses nothing, read as DataFrames.
+
+    <out>/<name>/<method>-<config hash>-s<seed>/
+        config.json        resolved config
+        env.json           versions, machine, threads
+        data.json          rows used and dropped, by reason
+        metrics.jsonl      one line a training step, while running
+        evaluations.jsonl  one line an evaluation on the validation split
+        tokens/            step-000025.parquet: one row a token of the sampled problems
+        evaluation/        <split>.parquet: one row a problem, after the last step
+        summary.json       final figures with intervals
+        checkpoints/       newest states, for resuming
+        model/             final weights in Hugging Face format
+        DONE.json          written last: a run without it is not finished
+
+Plots, reports and widgets read these files and nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from prefix_rft_lab.config import ConfigError, RunConfig
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on; the message says what was kept and what to do."""
+
+
+def directory_of(config: RunConfig, out: str | Path) -> Path:
+    """Where the run of a config is written; equal configs, equal directory."""
+    return Path(out) / config.name / f"{config.method}-{config.hash()}-s{config.seed}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing: to a temporary name, flushed to disk, then renamed.
+
+    Raises:
+        RunError: the disk is full; the message names the file and what is safe.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(error, path) from error
+
+
+def disk_error(error: Exception, path: Path) -> Exception:
+    """An out-of-space error as a :class:`RunError` with a remedy; any other error as it is."""
+    # safetensors and torch report a full disk as errors of their own, torch as a file that is shorter than written.
+    words = ("No space left", "PytorchStreamWriter", "inline_container")
+    if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT) and not any(w in str(error) for w in words):
+        return error
+    return RunError(
+        f"no space left on the disk of {path}; what was written before is kept: free some space and start the same run "
+        "again, it resumes from its last checkpoint"
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, allow_nan=True) + "\n")
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Append one JSON line; readers ignore a torn last line."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(value, allow_nan=True) + "\n")
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file; nothing for a missing file, and no torn last line."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    return [json.loads(line) for line in lines]
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """What a figure may depend on besides the config: versions, machine, threads."""
+    from importlib.metadata import version
+
+    import torch
+
+    import prefix_rft_lab
+
+    names = ("torch", "transformers", "tokenizers", "numpy", "pandas", "math-verify", "accelerate", "datasets")
+    return {
+        "prefix_rft_lab": prefix_rft_lab.__version__,
+        "source": source_hash(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": threads,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **{name: version(name) for name in names},
+    }
+
+
+def source_hash() -> str:
+    """Twelve hex digits of the package's code and assets: a figure made by other code shows."""
+    root = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and path.suffix in (".py", ".js", ".json", ".safetensors"):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class Run:
+    """What a run recorded. Works on finished, running and interrupted runs; nothing here needs a model."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "config.json").is_file():
+            raise ConfigError(f"run = {str(path)!r} holds no config.json; give the directory of a run")
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {'done' if self.done else f'{len(self.metrics)} steps so far'})"
+
+    @cached_property
+    def config(self) -> RunConfig:
+        return RunConfig.from_dict(json.loads((self.path / "config.json").read_text()))
+
+    @property
+    def method(self) -> str:
+        return self.config.method
+
+    @property
+    def title(self) -> str:
+        """The method's name as figures print it."""
+        from prefix_rft_lab.methods import METHODS
+
+        return METHODS[self.method].title if self.method in METHODS else self.method
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def done(self) -> bool:
+        return (self.path / "DONE.json").is_file()
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """One row a training step; units in :data:`prefix_rft_lab.measure.METRICS`."""
+        return pd.DataFrame(read_lines(self.path / "metrics.jsonl"))
+
+    @property
+    def evaluations(self) -> pd.DataFrame:
+        """One row an evaluation on the validation split, ``global_step`` 0 is the policy before training."""
+        return pd.DataFrame(read_lines(self.path / "evaluations.jsonl"))
+
+    @property
+    def tokens(self) -> pd.DataFrame:
+        """One row a recorded token, of all recorded steps; empty if none were."""
+        parts = [pd.read_parquet(path) for path in sorted((self.path / "tokens").glob("step-*.parquet"))]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Final figures.
+
+        Raises:
+            RunError: the run is not finished.
+        """
+        path = self.path / "summary.json"
+        if not path.is_file():
+            raise RunError(f"{self.path} has no summary yet; train it to the end first (the same command resumes it)")
+        return json.loads(path.read_text())
+
+    def evaluation(self, split: str) -> pd.DataFrame:
+        """Final evaluation of a split, one row a problem."""
+        path = self.path / "evaluation" / f"{split}.parquet"
+        if not path.is_file():
+            have = sorted(p.stem for p in path.parent.glob("*.parquet"))
+            raise RunError(f"{self.path} has no evaluation of {split!r}; it has {', '.join(have) or 'none'}")
+        return pd.read_parquet(path)
+
+
+def load(path: str | Path) -> Run:
+    """The run in a directory."""
+    return Run(path)
+
+
+def load_all(folder: str | Path, *, done: bool = True) -> list[Run]:
+    """All runs below a folder, by path; ``done=False`` includes unfinished ones.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = [Run(p.parent) for p in sorted(Path(folder).glob("**/config.json")) if p.parent.name.rpartition("-s")[1]]
+    found = [run for run in found if run.done or not done]
+    if not found:
+        raise ConfigError(f"runs = {str(folder)!r} holds no {'finished ' if done else ''}run; train one into it first")
+    return found
+
+
+def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs grouped by method, in the order of :data:`prefix_rft_lab.methods.METHODS`, seeds ascending."""
+    from prefix_rft_lab.methods import METHODS
+
+    order = {name: i for i, name in enumerate(METHODS)}
+    groups: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda r: (order.get(r.method, len(order)), r.method, r.seed)):
+        groups.setdefault(run.method, []).append(run)
+    return groups
+
+
+class RunWriter:
+    """The writing side of a run directory, used by the trainer only."""
+
+    def __init__(self, config: RunConfig, out: str | Path) -> None:
+        self.config = config
+        self.path = directory_of(config, out)
+
+    def start(self, data: dict[str, Any]) -> None:
+        """Create the directory and write what is known before the first step."""
+        self.check_space()
+        write_json(self.path / "config.json", self.config.to_dict())
+        write_json(self.path / "env.json", environment(self.config.threads))
+        write_json(self.path / "data.json", data)
+
+    def check_space(self, needed: int = 64 * 2**20) -> None:
+        """Refuse to start with less than ``needed`` bytes free."""
+        existing = next(p for p in [self.path, *self.path.absolute().parents] if p.exists())
+        free = shutil.disk_usage(existing).free
+        if free < needed:
+            raise RunError(
+                f"out = {str(self.path)!r} lies on a disk with {free / 2**20:.0f} MiB free and the run needs at least "
+                f"{needed / 2**20:.0f} MiB; free some space or choose another --out"
+            )
+
+    def rewind(self, global_step: int) -> None:
+        """Forget everything after ``global_step`` steps: a resumed run writes it again."""
+        for name, kept in (("metrics.jsonl", global_step - 1), ("evaluations.jsonl", global_step)):
+            lines = [line for line in read_lines(self.path / name) if line["global_step"] <= kept]
+            if (self.path / name).is_file():
+                write_text(self.path / name, "".join(json.dumps(line) + "\n" for line in lines))
+        for path in (self.path / "tokens").glob("step-*.parquet"):
+            if int(path.stem.removeprefix("step-")) >= global_step:
+                path.unlink()
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        append_line(self.path / "metrics.jsonl", line)
+
+    def evaluation(self, line: dict[str, Any]) -> None:
+        append_line(self.path / "evaluations.jsonl", line)
+
+    def table(self, name: str, frame: pd.DataFrame) -> None:
+        """Write ``<name>.parquet`` whole or not at all."""
+        path = self.path / f"{name}.parquet"
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            frame.to_parquet(temporary, index=False)
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise disk_error(error, path) from error
+
+    def finish(self, summary: dict[str, Any], seconds: float) -> None:
+        """Write the summary, then ``DONE.json`` with hashes of config and metrics: the run is complete."""
+        write_json(self.path / "summary.json", summary)
+        metrics = self.path / "metrics.jsonl"
+        write_json(
+            self.path / "DONE.json",
+            {
+                "config": self.config.hash(),
+                "metrics": hashlib.sha256(metrics.read_bytes()).hexdigest() if metrics.is_file() else None,
+                "seconds": round(seconds, 3),
+            },
+        )
+
+
+def iter_files(path: Path) -> Iterator[Path]:
+    """All files below a folder, in a fixed order."""
+    yield from sorted(p for p in path.rglob("*") if p.is_file())

@@ -1,0 +1,91 @@
+"""Text to ids and rows to tensors. Prefixes are slices of token ids: never decoded and encoded again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from prefix_rft_lab.config import ConfigError, RunConfig
+from prefix_rft_lab.types import EncodedProblem, Problem, Row, SequenceBatch, TokenKind
+
+
+def check_tokenizer(tokenizer: Any, where: str) -> None:
+    """Refuse a tokenizer that cannot end a response or that cannot frame a chat.
+
+    Raises:
+        ConfigError: no end token, or no chat template.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"model.path = {where!r} has a tokenizer without eos_token; set one, responses could never end"
+        )
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"model.path = {where!r} has a tokenizer without chat_template; save one with the tokenizer "
+            "(tokenizer.chat_template = ...; tokenizer.save_pretrained(...))"
+        )
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The id that fills batches. Padding is masked by length, so the end token serves where there is no pad token."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def prompt_ids(tokenizer: Any, problem: Problem, config: RunConfig) -> list[int]:
+    """Ids of the chat up to the point where the assistant starts to speak."""
+    messages = [{"role": "user", "content": problem.prompt + config.model.instruction}]
+    if config.model.system_prompt is not None:
+        messages.insert(0, {"role": "system", "content": config.model.system_prompt})
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def encode_problems(
+    tokenizer: Any, problems: Sequence[Problem], config: RunConfig
+) -> tuple[list[EncodedProblem], Counter[str]]:
+    """Encode problems, drop those that do not fit, and count what was dropped or cut by reason.
+
+    A prompt longer than ``rollout.max_prompt_tokens`` drops its problem (cutting would lose the assistant
+    header). A demonstration longer than ``rollout.max_response_tokens`` or empty drops the demonstration
+    only: the problem stays, with plain rows.
+    """
+    kept: list[EncodedProblem] = []
+    reasons: Counter[str] = Counter()
+    for index, problem in enumerate(problems):
+        ids = prompt_ids(tokenizer, problem, config)
+        if len(ids) > config.rollout.max_prompt_tokens:
+            reasons["prompt longer than rollout.max_prompt_tokens"] += 1
+            continue
+        demonstration: list[int] | None = None
+        if problem.demonstration is not None:
+            demonstration = tokenizer(problem.demonstration, add_special_tokens=False)["input_ids"]
+            if not demonstration:
+                reasons["empty demonstration (problem kept)"] += 1
+                demonstration = None
+            elif len(demonstration) + 1 > config.rollout.max_response_tokens:
+                reasons["demonstration longer than rollout.max_response_tokens (problem kept)"] += 1
+                demonstration = None
+            else:
+                demonstration = [*demonstration, tokenizer.eos_token_id]
+        kept.append(EncodedProblem(problem=problem, index=index, prompt_ids=ids, demonstration_ids=demonstration))
+    return kept, reasons
+
+
+def pad_rows(rows: Sequence[Row], fill: int, device: torch.device | str = "cpu") -> SequenceBatch:
+    """Rows side by side, padded on the right; masks go by length, so ``fill`` may equal the end token."""
+    sequences = [row.problem.prompt_ids + row.response_ids for row in rows]
+    width = max(map(len, sequences), default=0)
+    input_ids = torch.full((len(rows), width), fill, dtype=torch.long)
+    attention_mask = torch.zeros((len(rows), width), dtype=torch.long)
+    kinds = torch.full((len(rows), width), int(TokenKind.CONTEXT), dtype=torch.long)
+    for i, (row, sequence) in enumerate(zip(rows, sequences, strict=True)):
+        input_ids[i, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+        attention_mask[i, : len(sequence)] = 1
+        start = len(row.problem.prompt_ids)
+        kinds[i, start : len(sequence)] = torch.tensor(row.kinds, dtype=torch.long)
+    return SequenceBatch(
+        input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), kinds=kinds.to(device)
+    )

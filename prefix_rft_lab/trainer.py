@@ -1,0 +1,412 @@
+"""The training loop: rows -> rollouts -> scores -> advantages -> one update. Reads in one sitting.
+
+    stage.rows(problem)            which rows a problem gets               prefixes.py, methods.py
+      -> engine.generate           what the policy makes of them           generation/
+      -> verifier.score            0 or 1 a row                            rewards.py
+      -> advantages                one value a row and token kind          advantages.py
+      -> entropy clip              which prefix tokens are trained         entropy.py
+      -> stage.losses              a loss for each kind                    methods.py, losses.py
+      -> sum / normaliser          once over the optimizer window          here
+      -> AdamW
+
+What is removed from the textbook algorithm: the reference model (no KL by default), the critic (group means), the
+second forward pass for old log-probabilities (with one update per rollout they are the detached current ones).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+
+from prefix_rft_lab import measure, methods, prefixes, rng
+from prefix_rft_lab.checkpoint import Checkpoints, Place
+from prefix_rft_lab.config import ConfigError, OptimConfig, RunConfig
+from prefix_rft_lab.evaluate import sample_scores, summarise
+from prefix_rft_lab.generation import Request, TransformersEngine
+from prefix_rft_lab.policy import autocast_dtype, device_of, load_policy
+from prefix_rft_lab.rewards import Verifier
+from prefix_rft_lab.runs import Run, RunError, RunWriter, disk_error
+from prefix_rft_lab.tasks import sources
+from prefix_rft_lab.tokens import encode_problems, pad_id
+from prefix_rft_lab.types import EncodedProblem, Row
+from prefix_rft_lab.update import Updater
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    config: RunConfig,
+    *,
+    out: str | Path = "runs",
+    progress: bool = True,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+) -> Run:
+    """Train one run to its end and return what it recorded.
+
+    A finished run with an equal config is returned as it is; an interrupted one resumes from its newest checkpoint
+    and gives the bits of an uninterrupted one.
+
+    Args:
+        config: the run; see :func:`prefix_rft_lab.config.preset`.
+        out: folder of all runs.
+        progress: show a progress bar with step, reward, entropy, prefix ratio and time to go.
+        on_step: called with each line of ``metrics.jsonl``.
+
+    Raises:
+        ConfigError: the config, model or data cannot be used; nothing was written.
+        RunError: the run cannot go on; what was written is kept.
+    """
+    writer = RunWriter(config, out)
+    if (writer.path / "DONE.json").is_file():
+        return Run(writer.path)
+    torch.set_num_threads(config.threads)
+    with Trainer(config, writer) as trainer:
+        trainer.run(progress=progress, on_step=on_step)
+    return Run(writer.path)
+
+
+class Trainer:
+    """One run in progress. :func:`train` is the way in; notebooks may also step it by hand."""
+
+    def __init__(self, config: RunConfig, writer: RunWriter) -> None:
+        self.config = config
+        self.writer = writer
+        self.method = methods.get(config.method)
+        self.device = device_of(config)
+        self.model, self.tokenizer = load_policy(config)
+        self.eos_id = int(self.tokenizer.eos_token_id)
+        self.autocast = autocast_dtype(config)
+        self.engine = TransformersEngine(
+            self.model, eos_id=self.eos_id, max_batch_rows=config.rollout.max_batch_rows, autocast=self.autocast
+        )
+        self.verifier = Verifier()
+        self.train_problems, self.validation_problems, self.data_report = self._load_data()
+        self.updater = Updater(self.model, config, pad_id=pad_id(self.tokenizer))
+        self.checkpoints = Checkpoints(
+            writer.path / "checkpoints", config_hash=config.hash(), keep=config.records.keep_checkpoints
+        )
+        self.hard: set[int] = set()
+        """Indices of training problems that the base policy never solved in ``evaluation.hard_tries`` samples."""
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.verifier.close()
+
+    # ------------------------------------------------------------------ data
+
+    def _load_data(self) -> tuple[list[EncodedProblem], list[EncodedProblem], dict[str, Any]]:
+        config = self.config
+        problems, dropped = sources.load_problems(config.data, "train")
+        train_problems, reasons = encode_problems(self.tokenizer, problems, config)
+        validation, _ = encode_problems(
+            self.tokenizer, sources.load_problems(config.data, "validation")[0][: config.evaluation.problems], config
+        )
+        dropped.update(reasons)
+        if not train_problems:
+            raise ConfigError(
+                f"data.problems = {config.data.problems!r} leaves no training problem ({dict(dropped)}); raise "
+                "rollout.max_prompt_tokens or bring other problems"
+            )
+        if config.data.expert == "self" or config.data.expert.startswith("policy:"):
+            train_problems = self._write_demonstrations(train_problems)
+        with_demonstration = sum(p.demonstration_ids is not None for p in train_problems)
+        for stage in self.method.stages:
+            if with_demonstration == 0 and (stage.needs_demonstrations or self.method.uses_prefixes):
+                raise ConfigError(
+                    f"method = {config.method!r} needs demonstrations and none of the {len(train_problems)} training "
+                    "problems has one; bring some, or use method 'rft'"
+                )
+        report = {
+            "train": len(train_problems),
+            "demonstrations": with_demonstration,
+            "validation": len(validation),
+            "dropped": dict(dropped),
+        }
+        for reason, count in dropped.items():
+            log.warning("%d x %s", count, reason)
+        return train_problems, validation, report
+
+    def _write_demonstrations(self, problems: list[EncodedProblem]) -> list[EncodedProblem]:
+        """Demonstrations by a policy: the base policy itself (``self``), or one in a directory (``policy:DIR``)."""
+        expert = self.config.data.expert
+        engine = self.engine
+        if expert != "self":
+            other = self.config.replace(**{"model.path": expert.removeprefix("policy:")})
+            model, tokenizer = load_policy(other)
+            if tokenizer.get_vocab() != self.tokenizer.get_vocab():
+                raise ConfigError(
+                    f"data.expert = {expert!r} has another vocabulary than the policy; use a model of the same family"
+                )
+            engine = TransformersEngine(
+                model, eos_id=self.eos_id, max_batch_rows=self.config.rollout.max_batch_rows, autocast=self.autocast
+            )
+        requests = [
+            Request(
+                context_ids=p.prompt_ids,
+                max_new_tokens=self.config.rollout.max_response_tokens,
+                key=rng.key(self.config.data.seed, "expert", p.index),
+            )
+            for p in problems
+        ]
+        written = engine.generate(requests)
+        return [
+            replace(p, demonstration_ids=None if p.demonstration_ids is None or c.truncated else c.token_ids)
+            for p, c in zip(problems, written, strict=True)
+        ]
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Response ids as the verifier reads them."""
+        return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def score(self, responses: Sequence[Sequence[int]], golds: Sequence[str]) -> list[float]:
+        return self.verifier.score_all([self.text(ids) for ids in responses], golds)
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self, *, progress: bool, on_step: Callable[[dict[str, Any]], None] | None = None) -> None:
+        """Train all stages, resuming where the newest checkpoint stands, then evaluate and write the summary."""
+        started = time.perf_counter()
+        config, writer = self.config, self.writer
+        found = self.checkpoints.newest()
+        writer.start(self.data_report)
+        self._find_hard_problems()
+        place = found[0] if found else Place(stage=0, step=0, global_step=0)
+        # Without a checkpoint everything is written again, the evaluation before the first step too.
+        writer.rewind(place.global_step if found else -1)
+        sections = [getattr(config, stage.optim) for stage in self.method.stages]
+        total = sum(section.steps for section in sections)
+        global_step = place.global_step
+        if found is None:
+            self._evaluate_during(0, "base")
+        bar = measure.ProgressBar(total, global_step, config, progress)
+        for index, (stage, section) in enumerate(zip(self.method.stages, sections, strict=True)):
+            if index < place.stage:
+                continue
+            optimizer = self.optimizer(section)
+            first = place.step if index == place.stage else 0
+            if found and index == place.stage:
+                Checkpoints.load(found[1], self.model, optimizer)
+            for step in range(first, section.steps):
+                line, tables = self.step(stage, section, optimizer, step, global_step)
+                _refuse_non_finite(line, writer.path)
+                for name, table in tables.items():
+                    writer.table(name, table)
+                writer.metrics(line)
+                global_step += 1
+                last = step + 1 == section.steps
+                if (config.evaluation.every and global_step % config.evaluation.every == 0) or last:
+                    self._evaluate_during(global_step, stage.name)
+                if (config.records.checkpoint_every and global_step % config.records.checkpoint_every == 0) or last:
+                    seconds = place.seconds + time.perf_counter() - started
+                    self.checkpoints.save(
+                        Place(stage=index, step=step + 1, global_step=global_step, seconds=seconds),
+                        self.model,
+                        optimizer,
+                    )
+                bar.update(line)
+                if on_step is not None:
+                    on_step(line)
+        bar.close()
+        self._finish(place.seconds + time.perf_counter() - started)
+
+    def optimizer(self, section: OptimConfig) -> torch.optim.AdamW:
+        return torch.optim.AdamW(
+            self.model.parameters(), lr=section.lr, betas=section.betas, weight_decay=section.weight_decay
+        )
+
+    def step(
+        self, stage: methods.Stage, section: OptimConfig, optimizer: torch.optim.Optimizer, step: int, global_step: int
+    ) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+        """One step of a stage: a line of metrics, and the token table if this step records one."""
+        config = self.config
+        clock = [time.perf_counter()]
+        rows = self.rows(stage, step)
+        if stage.samples:
+            self._generate(rows, stage, step)
+        clock.append(time.perf_counter())
+        if stage.samples:
+            for row, score in zip(
+                rows, self.score([r.response_ids for r in rows], [r.problem.problem.answer for r in rows]), strict=True
+            ):
+                row.score = score
+        clock.append(time.perf_counter())
+        result = self.updater.update(rows, stage, section, optimizer, step)
+        clock.append(time.perf_counter())
+        line: dict[str, Any] = {
+            "stage": stage.name,
+            "step": step,
+            "global_step": global_step,
+            **measure.token_metrics(result),
+        }
+        line |= measure.row_metrics(rows, stage, config, step, self.text)
+        line |= {"lr": optimizer.param_groups[0]["lr"], "verifier_timeouts": self.verifier.timeouts}
+        line |= {
+            f"seconds_{name}": round(end - start, 4)
+            for name, start, end in zip(("rollout", "score", "update"), clock, clock[1:], strict=False)
+        }
+        tables = {}
+        if config.records.tokens_every and global_step % config.records.tokens_every == 0:
+            tables[f"tokens/step-{global_step:06d}"] = measure.token_table(
+                rows,
+                result,
+                tokenizer=self.tokenizer,
+                problems=config.records.token_problems,
+                global_step=global_step,
+            )
+        return line, tables
+
+    def rows(self, stage: methods.Stage, step: int) -> list[Row]:
+        """The rows of one step, before generation, grouped by problem."""
+        config = self.config
+        pool = [p for p in self.train_problems if p.demonstration_ids is not None or not stage.needs_demonstrations]
+        size = config.rollout.problems_per_step if stage.samples else config.sft.batch_rows
+        chosen = prefixes.batch_at(pool, step, size, config.seed, f"order/{stage.name}")
+        return [row for problem in chosen for row in stage.rows(problem, step, config)]
+
+    def _generate(self, rows: list[Row], stage: methods.Stage, step: int) -> None:
+        config = self.config
+        sampled = [row for row in rows if not row.is_demonstration]
+        # A problem that comes round twice within a step is a second group: it must not repeat the first one's samples.
+        visits: Counter[tuple[int, int]] = Counter()
+        requests = []
+        for row in sampled:
+            place = (row.problem.index, row.row)
+            requests.append(
+                Request(
+                    context_ids=row.problem.prompt_ids + row.prefix_ids,
+                    max_new_tokens=config.rollout.max_response_tokens - len(row.prefix_ids),
+                    key=rng.key(config.seed, f"rollout/{stage.name}", step, *place, visits[place]),
+                )
+            )
+            visits[place] += 1
+        completions = self.engine.generate(requests, temperature=config.rollout.temperature)
+        for row, completion in zip(sampled, completions, strict=True):
+            row.sampled_ids = completion.token_ids
+            row.truncated = completion.truncated
+
+    # ------------------------------------------------------------------ evaluation and records
+
+    def _find_hard_problems(self) -> None:
+        """Train-hard: training problems, among the first ``evaluation.problems``, that the base policy never solves."""
+        config = self.config
+        if config.evaluation.hard_tries == 0:
+            return
+        probe = self.train_problems[: config.evaluation.problems]
+        table = sample_scores(
+            self.engine,
+            probe,
+            self.score,
+            k=config.evaluation.hard_tries,
+            max_tokens=config.rollout.max_response_tokens,
+            temperature=1.0,
+            seed=config.data.seed,
+            purpose="train_hard",
+            greedy=False,
+        )
+        self.hard = {p.index for p, correct in zip(probe, table["correct"], strict=True) if correct == 0}
+
+    def demonstration_nll(self) -> dict[str, float]:
+        """Token-mean NLL (nats) of the demonstrations of the probed training problems, all and Train-hard."""
+        probe = [
+            prefixes.demonstration_rows(p, 0, self.config)[0]
+            for p in self.train_problems[: self.config.evaluation.problems]
+            if p.demonstration_ids is not None
+        ]
+        out = {}
+        stats = self.updater.stats_without_grad(probe)
+        for name, chosen in (
+            ("demonstration_nll", stats),
+            (
+                "demonstration_nll_hard",
+                [s for row, s in zip(probe, stats, strict=True) if row.problem.index in self.hard],
+            ),
+        ):
+            out[name] = -float(torch.cat([logp for logp, _ in chosen]).mean()) if chosen else float("nan")
+        return out
+
+    def _evaluate_during(self, global_step: int, stage: str) -> None:
+        config = self.config
+        common: dict[str, Any] = {
+            "k": config.evaluation.k,
+            "max_tokens": config.rollout.max_response_tokens,
+            "temperature": config.evaluation.temperature,
+            "seed": config.data.seed,
+        }
+        table = sample_scores(self.engine, self.validation_problems, self.score, purpose="validation", **common)
+        line: dict[str, Any] = {"global_step": global_step, "stage": stage, **summarise(table)}
+        hard = [p for p in self.train_problems[: config.evaluation.problems] if p.index in self.hard]
+        if hard:
+            hard_table = sample_scores(self.engine, hard, self.score, purpose="hard", greedy=False, **common)
+            line["hard"] = {key: v for key, v in summarise(hard_table, by_level=False).items() if "greedy" not in key}
+        line["entropy"] = self._sampled_entropy()
+        line |= self.demonstration_nll()
+        self.writer.evaluation(line)
+
+    def _sampled_entropy(self) -> float:
+        """Mean entropy (nats) over the tokens of one sampled response a validation problem."""
+        rows = [Row(problem=p, row=0) for p in self.validation_problems]
+        completions = self.engine.generate(
+            [
+                Request(
+                    context_ids=row.problem.prompt_ids,
+                    max_new_tokens=self.config.rollout.max_response_tokens,
+                    key=rng.key(self.config.data.seed, "validation", row.problem.index, 0),
+                )
+                for row in rows
+            ],
+            temperature=self.config.rollout.temperature,
+        )
+        for row, completion in zip(rows, completions, strict=True):
+            row.sampled_ids = completion.token_ids
+        return float(torch.cat([entropy for _, entropy in self.updater.stats_without_grad(rows)]).mean())
+
+    def _finish(self, seconds: float) -> None:
+        config = self.config
+        summary: dict[str, Any] = {"method": config.method, "seed": config.seed, "splits": {}}
+        for split in config.evaluation.final_splits:
+            if split not in sources.splits(config.data):
+                continue
+            problems, _ = encode_problems(self.tokenizer, sources.load_problems(config.data, split)[0], config)
+            table = sample_scores(
+                self.engine,
+                problems,
+                self.score,
+                k=config.evaluation.k,
+                max_tokens=config.rollout.max_response_tokens,
+                temperature=config.evaluation.temperature,
+                seed=config.data.seed,
+                purpose=f"final/{split}",
+            )
+            self.writer.table(f"evaluation/{split}", table)
+            summary["splits"][split] = summarise(table)
+        summary["seconds"] = round(seconds, 2)
+        if config.records.save_model:
+            folder = self.writer.path / "model"
+            try:
+                self.model.save_pretrained(folder)
+                self.tokenizer.save_pretrained(folder)
+            except (OSError, SafetensorError) as error:
+                raise disk_error(error, folder) from error
+        self.writer.finish(summary, seconds)
+        self.checkpoints.remove()
+
+
+def _refuse_non_finite(line: dict[str, Any], path: Path) -> None:
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(line[name]):
+            raise RunError(
+                f"{name} = {line[name]} at step {line['global_step']}: the run diverged; lower rl.lr or sft.lr. What was "
+                f"recorded before is kept in {path}"
+            )

@@ -1,0 +1,106 @@
+"""The nouns of the kit: problems, demonstrations, rows, groups. Ids in, ids out; text only at the edges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import torch
+
+
+class TokenKind(IntEnum):
+    """Where a token of a sequence came from; losses, the entropy clip and all plots go by it."""
+
+    CONTEXT = 0
+    """Prompt or padding: never in a loss."""
+    PREFIX = 1
+    """Copied from a demonstration: the prefix of a hybrid row, or the whole of a demonstration row."""
+    CONTINUATION = 2
+    """Sampled by the policy after a prefix."""
+    ON_POLICY = 3
+    """Sampled by the policy from the bare prompt."""
+
+
+KIND_NAMES: dict[TokenKind, str] = {kind: kind.name.lower() for kind in TokenKind if kind is not TokenKind.CONTEXT}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """A problem with a verifiable answer and, perhaps, a demonstration."""
+
+    id: str
+    prompt: str
+    """What the policy is asked, without chat template."""
+    answer: str
+    """The gold answer, as the verifier reads it."""
+    demonstration: str | None = None
+    """A worked solution that ends in the answer."""
+    level: str = ""
+    split: str = "train"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedProblem:
+    """A problem as token ids."""
+
+    problem: Problem
+    index: int
+    """Position in the source: the ``problem`` part of every random key."""
+    prompt_ids: list[int]
+    demonstration_ids: list[int] | None
+    """The demonstration, closed by the end token; None where there is none."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """One row of a group, before and after generation."""
+
+    problem: EncodedProblem
+    row: int
+    """Number within its group: the ``row`` part of the random key."""
+    prefix_ids: list[int] = field(default_factory=list)
+    prefix_ratio: float = 0.0
+    sampled_ids: list[int] = field(default_factory=list)
+    """What the policy generated, up to and including the end token."""
+    is_demonstration: bool = False
+    """The whole response is the demonstration; nothing is sampled."""
+    truncated: bool = False
+    """Ran out of tokens before an end token."""
+    score: float = 0.0
+    """1.0 if the verifier accepts the whole response, else 0.0."""
+
+    @property
+    def is_hybrid(self) -> bool:
+        return bool(self.prefix_ids) and not self.is_demonstration
+
+    @property
+    def response_ids(self) -> list[int]:
+        return self.prefix_ids + self.sampled_ids
+
+    @property
+    def kinds(self) -> list[TokenKind]:
+        """The kind of each response token."""
+        sampled = TokenKind.CONTINUATION if self.is_hybrid else TokenKind.ON_POLICY
+        return [TokenKind.PREFIX] * len(self.prefix_ids) + [sampled] * len(self.sampled_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceBatch:
+    """Rows padded on the right for a forward pass."""
+
+    input_ids: torch.Tensor  # (rows, width) int64: prompt, response, padding
+    attention_mask: torch.Tensor  # (rows, width) int64: 1 on prompt and response
+    kinds: torch.Tensor  # (rows, width) int64 TokenKind of the token at that place
+
+    @property
+    def response_mask(self) -> torch.Tensor:
+        """(rows, width) bool: the tokens that losses and entropies speak of."""
+        return self.kinds != TokenKind.CONTEXT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenStats:
+    """What one forward pass says of the response tokens, flat, in row-major order."""
+
+    logp: torch.Tensor  # (tokens,) float32 log-probability of the token, nats
+    entropy: torch.Tensor  # (tokens,) float32 entropy of the next-token distribution at its place, nats

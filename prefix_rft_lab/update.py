@@ -1,0 +1,256 @@
+"""One update: advantages, entropy clip, token losses, gradient, optimizer step.
+
+Everything is flat over the response tokens of an optimizer window and divided once by numbers known before the first
+pass, so the result depends neither on how the window is cut into micro-batches, nor on padding, nor on row order,
+beyond rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from prefix_rft_lab import advantages as credit
+from prefix_rft_lab import entropy as clip
+from prefix_rft_lab import methods, rng
+from prefix_rft_lab.config import OptimConfig, RunConfig
+from prefix_rft_lab.policy import autocast_dtype, response_stats
+from prefix_rft_lab.tokens import pad_rows
+from prefix_rft_lab.types import KIND_NAMES, Row, TokenKind, TokenStats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateResult:
+    """What one step's update saw and did; tokens are the response tokens of all rows, in row order."""
+
+    loss: float
+    grad_norm: float
+    """Before clipping; the mean over optimizer windows."""
+    kinds: torch.Tensor  # (tokens,) int64 TokenKind
+    entropy: torch.Tensor  # (tokens,) nats
+    logp: torch.Tensor  # (tokens,) nats
+    advantages: torch.Tensor  # (tokens,) before the entropy clip
+    ranked: torch.Tensor  # (tokens,) bool, in the entropy clip's scope
+    kept: torch.Tensor  # (tokens,) bool, False where the entropy clip took the advantage away
+    limited: torch.Tensor  # (tokens,) bool, where the ratio clip acted
+
+
+class Updater:
+    """Updates a model on the rows of a step.
+
+    Args:
+        model: a causal language model with float32 weights.
+        config: the run.
+        pad_id: fills batches.
+    """
+
+    def __init__(self, model: Any, config: RunConfig, *, pad_id: int) -> None:
+        self.model = model
+        self.config = config
+        self.pad_id = pad_id
+        self.device = model.device
+        self.autocast = autocast_dtype(config)
+
+    def update(
+        self, rows: list[Row], stage: methods.Stage, section: OptimConfig, optimizer: torch.optim.Optimizer, step: int
+    ) -> UpdateResult:
+        """Credit, clip, loss, gradient and optimizer step(s) for the rows of a step.
+
+        The rows are cut into ``loss.updates_per_rollout`` optimizer windows; each is cut into micro-batches of
+        rows of similar length, which change memory and time only.
+        """
+        windows = _cut(rows, self.config.loss.updates_per_rollout)
+        row_advantages = self._advantages(rows, stage)
+        old: list[torch.Tensor] | None = None
+        if len(windows) > 1:
+            old = [torch.cat([logp for logp, _ in self.stats_without_grad(window)]) for window in windows]
+        results = []
+        start = 0
+        for number, window in enumerate(windows):
+            part = {kind: values[start : start + len(window)] for kind, values in row_advantages.items()}
+            start += len(window)
+            warm = min(1.0, (step + 1) / (section.warmup_fraction * section.steps or 1))
+            done = step / max(section.steps, 1)
+            decay = (1 + math.cos(math.pi * done)) / 2 if section.decay == "cosine" else 1.0
+            for group in optimizer.param_groups:
+                group["lr"] = section.lr * warm * decay
+            results.append(
+                self._update_window(window, part, stage, section, optimizer, step, None if old is None else old[number])
+            )
+        return results[0] if len(results) == 1 else _merge(results)
+
+    def _advantages(self, rows: list[Row], stage: methods.Stage) -> dict[TokenKind, torch.Tensor]:
+        """(rows,) advantage for each token kind; zeros where nothing is scored."""
+        if not stage.samples:
+            zeros = torch.zeros(len(rows))
+            return dict.fromkeys(KIND_NAMES, zeros)
+        # Rows of a group stand side by side and start again at row 0.
+        group = torch.tensor(np.cumsum([row.row == 0 for row in rows]))
+        prefix_group = torch.tensor([i if row.prefix_ids else -1 for i, row in enumerate(rows)])
+        scores = torch.tensor([row.score for row in rows])
+        values = credit.ESTIMATORS[self.config.loss.advantage](scores, group, prefix_group)
+        return {
+            TokenKind.ON_POLICY: values.sampled,
+            TokenKind.CONTINUATION: values.sampled,
+            TokenKind.PREFIX: values.prefix,
+        }
+
+    def micro_batches(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Indices of rows for each forward pass: similar lengths together, at most ``micro_batch_tokens`` padded."""
+        lengths = [len(row.problem.prompt_ids) + len(row.response_ids) for row in rows]
+        batches: list[list[int]] = []
+        for i in sorted(range(len(rows)), key=lambda i: lengths[i]):
+            # Sorted ascending, so row i is the widest of its batch so far.
+            if batches and (len(batches[-1]) + 1) * lengths[i] <= self.config.micro_batch_tokens:
+                batches[-1].append(i)
+            else:
+                batches.append([i])
+        return batches
+
+    def stats_without_grad(self, rows: Sequence[Row]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(logp, entropy) of the response tokens of each row, in row order."""
+        found: list[tuple[torch.Tensor, torch.Tensor]] = [(torch.empty(0), torch.empty(0))] * len(rows)
+        with torch.no_grad():
+            for indices in self.micro_batches(rows):
+                stats = self._forward([rows[i] for i in indices])
+                counts = [len(rows[i].response_ids) for i in indices]
+                for i, logp, entropy in zip(
+                    indices, stats.logp.split(counts), stats.entropy.split(counts), strict=True
+                ):
+                    found[i] = (logp, entropy)
+        return found
+
+    def _forward(self, rows: Sequence[Row]) -> TokenStats:
+        batch = pad_rows(rows, self.pad_id, self.device)
+        return response_stats(self.model, batch, temperature=self.config.rollout.temperature, autocast=self.autocast)
+
+    def _update_window(
+        self,
+        rows: list[Row],
+        row_advantages: dict[TokenKind, torch.Tensor],
+        stage: methods.Stage,
+        section: OptimConfig,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        old_logp: torch.Tensor | None,
+    ) -> UpdateResult:
+        config = self.config
+        # All below is flat over the window's response tokens, in row order.
+        counts = [len(row.response_ids) for row in rows]
+        kinds = torch.tensor([k for row in rows for k in row.kinds], device=self.device)
+        row_of = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(counts)).to(self.device)
+        values = torch.zeros(len(kinds), device=self.device)
+        for kind, by_row in row_advantages.items():
+            values = torch.where(kinds == kind, by_row.to(self.device)[row_of], values)
+        window = methods.Window(rows=len(rows), tokens={kind: int((kinds == kind).sum()) for kind in KIND_NAMES})
+        batches = self.micro_batches(rows)
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        places = [
+            torch.from_numpy(np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in indices])).to(self.device)
+            for indices in batches
+        ]
+        clipped_kinds = torch.zeros_like(kinds, dtype=torch.bool)
+        for kind in stage.entropy_clip:
+            clipped_kinds |= kinds == kind
+
+        # The clip ranks tokens of the whole window, so with several micro-batches their entropies come first.
+        kept: torch.Tensor | None = None
+        if len(batches) > 1 and clipped_kinds.any():
+            entropies = torch.zeros(len(kinds), device=self.device)
+            concerned = [i for i in range(len(rows)) if clipped_kinds[offsets[i] : offsets[i + 1]].any()]
+            for i, (_, entropy) in zip(concerned, self.stats_without_grad([rows[i] for i in concerned]), strict=True):
+                entropies[offsets[i] : offsets[i + 1]] = entropy
+            kept = self._kept(entropies, clipped_kinds, row_of, places, step)
+
+        optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        all_logp = torch.zeros(len(kinds), device=self.device)
+        all_entropy = torch.zeros(len(kinds), device=self.device)
+        limited = torch.zeros(len(kinds), dtype=torch.bool, device=self.device)
+        for indices, place in zip(batches, places, strict=True):
+            stats = self._forward([rows[i] for i in indices])
+            all_logp[place] = stats.logp.detach()
+            all_entropy[place] = stats.entropy.detach()
+            if kept is None:
+                kept = (
+                    self._kept(stats.entropy.detach()[torch.argsort(place)], clipped_kinds, row_of, places, step)
+                    if len(batches) == 1
+                    else torch.ones_like(clipped_kinds)
+                )
+            inputs = {
+                "logp": stats.logp,
+                "old_logp": stats.logp.detach() if old_logp is None else old_logp[place],
+                "advantages": torch.where(kept, values, 0.0)[place],
+            }
+            loss = stats.logp.new_zeros(())
+            for kind, token_loss in stage.losses.items():
+                member = kinds[place] == kind
+                if not member.any():
+                    continue
+                terms = token_loss.tokens(
+                    methods.TokenInputs(**{name: value[member] for name, value in inputs.items()}), config
+                )
+                loss = loss + terms.loss.sum() / token_loss.normaliser(kind, window, config)
+                limited[place[member]] = terms.clipped
+            sampled = kinds[place] != TokenKind.PREFIX
+            if config.loss.entropy_bonus and stage.samples and sampled.any():
+                count = sum(n for kind, n in window.tokens.items() if kind is not TokenKind.PREFIX)
+                loss = loss - config.loss.entropy_bonus * stats.entropy[sampled].sum() / count
+            if loss.requires_grad:
+                loss.backward()
+            total += float(loss.detach())
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), section.grad_clip))
+        optimizer.step()
+        assert kept is not None
+        return UpdateResult(
+            loss=total,
+            grad_norm=norm,
+            entropy=all_entropy,
+            logp=all_logp,
+            advantages=values,
+            kinds=kinds,
+            kept=kept,
+            ranked=clipped_kinds,
+            limited=limited,
+        )
+
+    def _kept(
+        self, entropies: torch.Tensor, member: torch.Tensor, row_of: torch.Tensor, places: list[torch.Tensor], step: int
+    ) -> torch.Tensor:
+        """(tokens,) bool: False where the entropy clip takes the advantage away."""
+        settings = self.config.prefix
+        group: torch.Tensor | None = None
+        if settings.scope == "row":
+            group = row_of
+        elif settings.scope == "micro_batch":
+            group = torch.zeros_like(row_of)
+            for number, place in enumerate(places):
+                group[place] = number
+        uniforms: torch.Tensor | None = None
+        if settings.keep == "random":
+            draws = rng.generator(self.config.seed, "clip", step).random(len(entropies))
+            uniforms = torch.from_numpy(draws).to(entropies.device)
+        stays = clip.clip_mask(
+            entropies, member, settings.keep_fraction, keep=settings.keep, group=group, uniforms=uniforms
+        )
+        return ~member | stays
+
+
+def _cut(rows: list[Row], parts: int) -> list[list[Row]]:
+    """Rows in ``parts`` consecutive windows of nearly equal size; fewer if there are fewer rows."""
+    return [[rows[i] for i in part] for part in np.array_split(np.arange(len(rows)), min(parts, len(rows)))]
+
+
+def _merge(results: list[UpdateResult]) -> UpdateResult:
+    """One result of several windows."""
+    columns = ("kinds", "entropy", "logp", "advantages", "ranked", "kept", "limited")
+    return UpdateResult(
+        loss=float(np.mean([r.loss for r in results])),
+        grad_norm=float(np.mean([r.grad_norm for r in results])),
+        **{name: torch.cat([getattr(r, name) for r in results]) for name in columns},
+    )

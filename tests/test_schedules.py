@@ -1,0 +1,139 @@
+"""Prefix-ratio windows, the draw from them, and prefix lengths."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from prefix_rft_lab import schedules
+from prefix_rft_lab.config import PrefixConfig
+from prefix_rft_lab.rng import generator
+
+PAPER = PrefixConfig()  # cosine, 0.95 -> 0.05 over 500 steps
+
+
+def test_cosine_by_hand():
+    # Half way the cosine is 0: (0.95 + 0.05) / 2. A third of the way it is 1/2: 0.05 + 0.75 * 0.9.
+    def value(step):
+        return schedules.cosine(step, init=0.95, target=0.05, n_steps=300)
+
+    assert value(0) == pytest.approx(0.95, abs=1e-15)
+    assert value(100) == pytest.approx(0.725, abs=1e-15)
+    assert value(150) == pytest.approx(0.5, abs=1e-15)
+    assert value(300) == pytest.approx(0.05, abs=1e-15)
+    assert value(301) == value(10**6) == 0.05
+
+
+def test_warmup_comes_before_the_whole_decay():
+    # int(10 * 0.25) = 2 steps of rise from 0, then 10 of decay: it ends at step 12.
+    for schedule in (schedules.cosine, schedules.linear):
+        values = [schedule(step, init=0.8, target=0.2, n_steps=10, warmup_ratio=0.25) for step in range(14)]
+        assert values[:3] == pytest.approx([0.0, 0.4, 0.8])
+        assert values[7] == pytest.approx(0.5)
+        assert values[11] > 0.2
+        assert values[12] == values[13] == pytest.approx(0.2)
+
+
+def test_linear_by_hand_and_rising():
+    assert schedules.linear(3, init=0.0, target=1.0, n_steps=4) == 0.75
+    assert schedules.linear(4, init=0.0, target=1.0, n_steps=4) == 1.0
+    assert schedules.cosine(1, init=0.0, target=1.0, n_steps=2) == pytest.approx(0.5)
+
+
+def test_no_steps_is_refused():
+    with pytest.raises(ValueError, match="n_steps = 0"):
+        schedules.cosine(0, init=1.0, target=0.0, n_steps=0)
+
+
+def test_mean_ratio_of_the_paper():
+    # 0.95 at the start; low 0.5 half way: (0.5 + 0.95) / 2; low 0.05 at the end: (0.05 + 0.95) / 2.
+    means = [schedules.mean_ratio(PAPER, step) for step in (0, 250, 500, 4000)]
+    assert means == pytest.approx([0.95, 0.725, 0.5, 0.5])
+    # A uniform of width 0.9 has variance 0.81 / 12; a closed window has none.
+    assert schedules.ratio_variance(PAPER, 500) == pytest.approx(0.0675)
+    assert schedules.ratio_variance(PAPER, 0) == 0
+
+
+def test_window_kinds():
+    assert schedules.ratio_window(PAPER, 0) == (0.95, 0.95)
+    uniform, constant = PrefixConfig(schedule="uniform"), PrefixConfig(schedule="constant", high=0.6, low=0.1)
+    for step in (0, 7, 10_000):
+        assert schedules.ratio_window(uniform, step) == (0.05, 0.95)
+        assert schedules.ratio_window(constant, step) == (0.6, 0.6)
+    line = PrefixConfig(schedule="linear", high=0.9, low=0.1, decay_steps=8)
+    assert schedules.ratio_window(line, 2) == pytest.approx((0.7, 0.9))
+
+
+def test_delay_shifts_the_schedule():
+    late = PrefixConfig(delay_steps=40)
+    assert schedules.ratio_window(late, 39) == (0.95, 0.95)
+    for step in (0, 1, 250, 499, 500, 900):
+        assert schedules.ratio_window(late, 40 + step) == schedules.ratio_window(PAPER, step)
+
+
+def test_warmup_opens_the_window_from_zero():
+    config = PrefixConfig(decay_steps=100, warmup_ratio=0.1)
+    assert schedules.ratio_window(config, 0) == (0.0, 0.95)
+    assert schedules.ratio_window(config, 5) == pytest.approx((0.475, 0.95))
+    assert schedules.ratio_window(config, 10) == pytest.approx((0.95, 0.95))
+
+
+def test_ends_are_ordered():
+    # A value of the moving end above the fixed one swaps their parts.
+    assert schedules.ordered_window(0.8, 0.4) == (0.4, 0.8) == schedules.ordered_window(0.4, 0.8)
+
+
+@pytest.mark.parametrize("shape", [(1.0, 1.0), (2.0, 5.0), (0.5, 0.5)])
+def test_draws_have_the_closed_form_moments(shape):
+    config = PrefixConfig(alpha=shape[0], beta=shape[1])
+    rng = generator(0, "test", str(shape))
+    draws = np.array([schedules.sample_ratio(config, 300, rng) for _ in range(20_000)])
+    low, high = schedules.ratio_window(config, 300)
+    assert low <= draws.min() and draws.max() <= high
+    mean, variance = schedules.mean_ratio(config, 300), schedules.ratio_variance(config, 300)
+    assert abs(draws.mean() - mean) < 5 * math.sqrt(variance / len(draws))
+    spread = (draws - mean) ** 2
+    assert abs(spread.mean() - variance) < 5 * spread.std() / math.sqrt(len(draws))
+
+
+def test_draw_depends_on_its_key_only():
+    first = schedules.sample_ratio(PAPER, 300, generator(3, "ratio", 300, 1, 0))
+    assert first == schedules.sample_ratio(PAPER, 300, generator(3, "ratio", 300, 1, 0))
+    assert first != schedules.sample_ratio(PAPER, 300, generator(4, "ratio", 300, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "tokens", "least", "length"),
+    [
+        (0.5, 9, 0, 4),  # floor(4.5)
+        (1.0, 9, 0, 8),  # one token is left out
+        (0.01, 9, 0, 0),
+        (0.01, 9, 3, 3),
+        (0.01, 9, 30, 8),  # the minimum never wins over leaving one out
+        (0.95, 1, 5, 0),
+        (0.0, 9, 5, 0),  # no prefix at all, whatever the minimum
+        (0.5, 0, 5, 0),
+        (0.29, 100, 0, 28),  # 0.29 * 100 is 28.999999999999996 in double precision
+    ],
+)
+def test_prefix_length_by_hand(ratio, tokens, least, length):
+    assert schedules.prefix_length(ratio, tokens, least) == length
+
+
+def test_prefix_length_always_leaves_a_token():
+    for tokens in range(1, 40):
+        for ratio in np.linspace(0, 1, 23):
+            assert 0 <= schedules.prefix_length(float(ratio), tokens, 4) < tokens
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.0001, math.nan])
+def test_ratio_outside_the_unit_interval_is_refused(ratio):
+    with pytest.raises(ValueError, match=r"prefix ratio = .* \[0, 1\]; give"):
+        schedules.prefix_length(ratio, 5)
+
+
+def test_negative_lengths_are_refused():
+    with pytest.raises(ValueError, match="negative"):
+        schedules.prefix_length(0.5, -1)
