@@ -44,7 +44,8 @@ PROFILES = {
     ),
     "quick": Profile(seeds=(0, 1), changes={}),
     "full": Profile(
-        seeds=(0, 1, 2, 3, 4), changes={"rl.steps": 400, "prefix.decay_steps": 400, "data.eval_problems": 512}
+        seeds=(0, 1, 2, 3, 4),
+        changes={"rl.steps": 300, "prefix.decay_steps": 300, "sft.steps": 120, "data.eval_problems": 512},
     ),
 }
 

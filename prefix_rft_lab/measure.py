@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -149,6 +150,8 @@ class ProgressBar:
     def __init__(self, total: int, done: int, config: RunConfig, shown: bool) -> None:
         from tqdm.auto import tqdm
 
+        # A notebook that runs headlessly has nowhere to show a bar, and would keep it as a widget for ever.
+        shown = shown and "PREFIX_RFT_LAB_STATUS" not in os.environ
         self.bar = tqdm(
             total=total, initial=done, desc=f"{config.method} s{config.seed}", disable=not shown, unit="step"
         )

@@ -51,6 +51,11 @@ class TokenLosses:
 class TokenLoss(Protocol):
     """The loss of one token kind."""
 
+    @property
+    def needs_advantage(self) -> bool:
+        """Whether a token with advantage 0 has no gradient."""
+        ...
+
     def tokens(self, inputs: TokenInputs, config: RunConfig) -> TokenLosses: ...
 
     def normaliser(self, kind: TokenKind, window: Window, config: RunConfig) -> float: ...
@@ -63,6 +68,7 @@ class PolicyGradient:
 
     clip_ratio: Callable[[RunConfig], bool] = lambda config: True
     """Whether the ratio limits apply; prefix tokens ask ``prefix.clip_ratio``."""
+    needs_advantage: bool = True
 
     def tokens(self, inputs: TokenInputs, config: RunConfig) -> TokenLosses:
         unclipped = None if self.clip_ratio(config) else torch.ones_like(inputs.logp, dtype=torch.bool)
@@ -87,6 +93,7 @@ class NegativeLogLikelihood:
     (arXiv 2604.23747)."""
 
     weight: float = 1.0
+    needs_advantage: bool = False
 
     def tokens(self, inputs: TokenInputs, config: RunConfig) -> TokenLosses:
         return TokenLosses(

@@ -449,6 +449,8 @@ class _Kernel:
             message = " ".join(error.evalue.split())
             raise RunError(f"{path.name} failed at {self.cell}: {error.ename}: {message}; {kept}") from None
         except (CellTimeoutError, RuntimeError) as error:
+            # nbclient leaves a task behind, and asyncio would print its traceback below our sentence.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             if late.is_set():
                 raise RunError(
                     f"{path.name} was stopped at {self.cell}: it took longer than {seconds_limit:g} seconds; finished runs "
@@ -477,7 +479,9 @@ class _Kernel:
                     late.set()
                     self.kill()
                     return
-                inner = self.status_file.read_text(encoding="utf-8") if self.status_file.is_file() else ""
+                inner = ""
+                with contextlib.suppress(FileNotFoundError):
+                    inner = self.status_file.read_text(encoding="utf-8")
                 status.update(0, f"{name} {self.cell}{': ' if inner else ''}{inner}")
 
         with Status(None, progress) as status:

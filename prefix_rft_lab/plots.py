@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -294,7 +295,7 @@ def entropy_dynamics(runs: Sequence[Run], *, label: Label | None = None) -> RunF
     windows = {
         name: members
         for name, members in stats.group(runs, label).items()
-        if any("prefix_ratio_low" in run.metrics for run in members)
+        if any("prefix_ratio_low" in stats.records(run, "metrics") for run in members)
     }
     width = _window(series)
     # The method with several kinds of token is what one comes to see.
@@ -316,8 +317,11 @@ def entropy_dynamics(runs: Sequence[Run], *, label: Label | None = None) -> RunF
         heights=heights,
         sharex=True,
     )
-    # A rare huge value at the first steps would flatten everything else.
-    top = max(float(np.nanmax(_smooth(one.frame.mean(axis=1), width))) for one in series)
+    # A rare huge value at a single step would flatten everything else; the means are always inside.
+    top = max(
+        max(float(_smooth(one.frame.mean(axis=1), width).max()), float(np.nanpercentile(one.frame, 99.5)))
+        for one in series
+    )
     for axes, name in zip(grid[:, 0], names, strict=False):
         own = [one for one in series if one.name == name]
         for one in own:
@@ -616,7 +620,7 @@ def nll_against_reward(runs: Sequence[Run], *, label: Label | None = None) -> Ru
     grid[0, 0].set_ylabel(f"avg@{k} (share of samples solved)")
     caption = (
         f"avg@{k} against the token-mean NLL (nats, logarithmic) of training demonstrations, a point an evaluation, joined "
-        f"in the order of training. {_note(everyone, _problems(runs))}."
+        f"in the order of training. {_note(everyone, _problems(runs))}.{_stage_note(everyone, ticks=False)}"
     )
     return _finish(figure, pd.DataFrame(rows), caption)
 
@@ -684,6 +688,7 @@ def kept_tokens(run: Run, *, most: int = 12) -> RunFigure:
             f"{kept}/{seen}", (seen, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7.5
         )
     right.margins(x=0.16)
+    right.grid(axis="y", visible=False)
     right.set(xlabel="prefix tokens (kept / seen)")
     right.set_title("Kept most often", loc="left", fontsize=9.5)
     left.set_title("Every recorded prefix token", loc="left", fontsize=9.5)
@@ -817,12 +822,21 @@ def save_figure(
     paths = {ending: stem.with_name(f"{stem.name}.{ending}") for ending in ("pdf", "svg", "png", "csv", "json")}
     with mpl.rc_context({"svg.hashsalt": "prefix_rft_lab", "pdf.fonttype": 42}):
         figure.savefig(paths["pdf"], metadata={"CreationDate": None, "ModDate": None}, facecolor="white")
-        figure.savefig(paths["svg"], metadata={"Date": None}, facecolor="white")
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None}, facecolor="white")
         figure.savefig(paths["png"], dpi=144, facecolor="white")
+    write_text(paths["svg"], _stable_ids(svg.getvalue()))
     table = data if data is not None else getattr(figure, "data", pd.DataFrame())
     write_text(paths["csv"], table.to_csv(index=False) if len(table.columns) else "")
     write_text(paths["json"], json.dumps(provenance(figure, runs), indent=2, ensure_ascii=False) + "\n")
     return list(paths.values())
+
+
+def _stable_ids(svg: str) -> str:
+    """An SVG whose generated ids are numbered as they come: Matplotlib's depend on where objects lie in memory."""
+    found = re.findall(r'\bid="([A-Za-z]?[0-9a-f]{10})"', svg)
+    names = {old: f"id{number}" for number, old in enumerate(dict.fromkeys(found))}
+    return re.sub(r"(?<=[\"#])[A-Za-z]?[0-9a-f]{10}(?=[\")])", lambda match: names.get(match[0], match[0]), svg)
 
 
 def provenance(figure: Figure, runs: Sequence[Run]) -> dict[str, Any]:
@@ -865,9 +879,9 @@ def _name(run: Run) -> str:
 # ---------------------------------------------------------------------- shared parts
 
 
-def _stage_note(series: Sequence[_Series]) -> str:
+def _stage_note(series: Sequence[_Series], *, ticks: bool = True) -> str:
     """What a reader must know of runs with several stages."""
-    note = " Vertical tick on a line: its next stage begins." if any(one.boundaries for one in series) else ""
+    note = " Vertical tick on a line: its next stage begins." if ticks and any(one.boundaries for one in series) else ""
     if {"sft", "sft_then_rft"} <= {one.method for one in series}:
         note += " SFT and the first stage of SFT→RFT are the same training, so their lines coincide there."
     return note
@@ -937,7 +951,7 @@ def _nothing(runs: Sequence[Run], what: str) -> RunError:
 
 def _boundaries(members: Sequence[Run]) -> tuple[tuple[int, str], ...]:
     """First global step of every stage after the first, from the run that got furthest."""
-    tables = [run.metrics for run in members]
+    tables = [stats.records(run, "metrics") for run in members]
     table = max(tables, key=len)
     if table.empty or "stage" not in table:
         return ()
@@ -1074,12 +1088,13 @@ def _note(series: Sequence[_Series], what: str = "", width: int = 1) -> str:
         titles = {one.name: one.title for one in series}
         parts.append("seeds: " + ", ".join(f"{titles[name]} {count}" for name, count in trained.items()))
     most = max(counts, default=0)
+    smoothed = f"running mean of {width} steps" if width > 1 else ""
     if most > _MANY_SEEDS:
-        parts.append("line: mean, band: 95% bootstrap over seeds")
+        parts.append(f"line: mean{f' ({smoothed})' if smoothed else ''}, band: 95% bootstrap over seeds")
     elif most > 1:
-        parts.append("thin: seeds, thick: mean")
-    if width > 1:
-        parts.append(f"thick lines are running means of {width} steps over the raw ones")
+        parts.append(f"thin: seeds, thick: their mean{f' ({smoothed})' if smoothed else ''}")
+    elif smoothed:
+        parts.append(f"thin: raw, thick: {smoothed}")
     return ", ".join(parts)
 
 
@@ -1095,7 +1110,13 @@ def _k(runs: Sequence[Run]) -> str:
 
 
 def _problems(runs: Sequence[Run]) -> str:
-    counts = sorted({int(n) for run in runs for n in run.evaluations.get("problems", pd.Series(dtype=float)).dropna()})
+    counts = sorted(
+        {
+            int(n)
+            for run in runs
+            for n in stats.records(run, "evaluations").get("problems", pd.Series(dtype=float)).dropna()
+        }
+    )
     return f"{'/'.join(map(str, counts))} problems" if counts else ""
 
 
@@ -1104,7 +1125,7 @@ def _hard_count(runs: Sequence[Run]) -> str:
         {
             int(value["problems"])
             for run in runs
-            for value in run.evaluations.get("hard", pd.Series(dtype=object))
+            for value in stats.records(run, "evaluations").get("hard", pd.Series(dtype=object))
             if isinstance(value, Mapping)
         }
     )

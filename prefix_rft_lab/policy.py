@@ -46,7 +46,8 @@ def load_policy(config: RunConfig) -> tuple[Any, Any]:
     local = Path(path).expanduser()
     if local.exists() and not (local / "config.json").is_file():
         raise ConfigError(f"model.path = {path!r} holds no config.json; give a directory in Hugging Face format")
-    if not local.exists() and (path.count("/") > 1 or path.startswith((".", "~", "/"))):
+    inside_a_folder = "/" in path and local.parent.is_dir()
+    if not local.exists() and (inside_a_folder or path.count("/") > 1 or path.startswith((".", "~"))):
         raise ConfigError(f"model.path = {path!r} is not there; give an existing directory in Hugging Face format")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(local) if local.exists() else path)

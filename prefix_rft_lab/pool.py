@@ -3,7 +3,7 @@
     train_all(configs)
       -> worker processes        python -m prefix_rft_lab.pool: torch is imported once a worker, not once a run
       -> one request a line in   {"config": ..., "out": ..., "log": ...}
-      <- one answer a line out   {"event": "done"} or {"event": "failed", "kind": ..., "message": ...}
+      <- one answer a line out   {"event": "done"} or {"event": "failed", "message": ...}
       <- metrics.jsonl           the status is read from what the runs record, workers don't report it
 
 A worker is a fresh interpreter and not a fork: it works from scripts and notebooks alike, never imports the caller's
@@ -194,7 +194,11 @@ class _Worker:
     def _listen(self, answers: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]]) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            answers.put((self, json.loads(line)))
+            # What a start-up file of the interpreter prints is no answer.
+            with contextlib.suppress(ValueError):
+                answer = json.loads(line)
+                if isinstance(answer, dict) and "event" in answer:
+                    answers.put((self, answer))
         answers.put((self, None))
 
     def give(self, job: _Job) -> None:
@@ -366,6 +370,8 @@ class Status:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+        if self.shown and self._file:
+            Path(self._file).unlink(missing_ok=True)
 
     def __enter__(self) -> Status:
         return self

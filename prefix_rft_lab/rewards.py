@@ -13,6 +13,7 @@ import logging
 import select
 import subprocess
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -116,15 +117,20 @@ class Verifier:
     def _exchange(self, pair: tuple[str, str], seconds: float) -> bool | None:
         """The child's word on a pair; None if it took too long or died over it."""
         assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
+        deadline = time.monotonic() + seconds
         try:
             self._process.stdin.write(json.dumps(pair) + "\n")
             self._process.stdin.flush()
-            if not select.select([self._process.stdout], [], [], seconds)[0]:
-                return None
-            line = self._process.stdout.readline()
+            while select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                line = self._process.stdout.readline()
+                if not line:
+                    return None
+                if line.strip() in ("true", "false"):
+                    return line.strip() == "true"
+                # Something that an import printed.
         except OSError:
-            return None
-        return bool(json.loads(line)) if line else None
+            pass
+        return None
 
     def _start(self) -> None:
         # A fresh interpreter, not a fork: threads of torch do not survive one, and a script's main module stays out.

@@ -24,12 +24,13 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from prefix_rft_lab.config import ConfigError, RunConfig
 
@@ -119,13 +120,32 @@ def environment(threads: int) -> dict[str, Any]:
     }
 
 
+READERS = (
+    "__main__.py",
+    "cli.py",
+    "doctor.py",
+    "evaluation_run.py",
+    "notebooks.py",
+    "parity.py",
+    "plots.py",
+    "pool.py",
+    "report.py",
+    "stats.py",
+    "tokens_published.py",
+    "weighting.py",
+    "widgets",
+)
+"""Parts of the package that start or read runs and cannot change what one computes."""
+
+
 def source_hash() -> str:
-    """Twelve hex digits of the package's code and assets: a figure made by other code shows."""
+    """Twelve hex digits of the code and weights that a run's figures depend on: a figure made by other code shows."""
     root = Path(__file__).resolve().parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*")):
-        if path.is_file() and path.suffix in (".py", ".js", ".json", ".safetensors"):
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+        inside = path.relative_to(root)
+        if path.suffix in (".py", ".json", ".safetensors") and inside.parts[0] not in READERS:
+            digest.update(inside.as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -235,13 +255,32 @@ class RunWriter:
     def __init__(self, config: RunConfig, out: str | Path) -> None:
         self.config = config
         self.path = directory_of(config, out)
+        self._lock: FileLock | None = None
 
     def start(self, data: dict[str, Any]) -> None:
-        """Create the directory and write what is known before the first step."""
+        """Create the directory, keep other processes out of it, and write what is known before the first step.
+
+        Raises:
+            RunError: another process trains this run, or the disk is nearly full.
+        """
         self.check_space()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path / ".lock")
+        try:
+            # Held by the operating system: a killed process leaves no lock behind.
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(
+                f"{self.path} is being trained by another process; wait for it, or use another --out"
+            ) from None
         write_json(self.path / "config.json", self.config.to_dict())
         write_json(self.path / "env.json", environment(self.config.threads))
         write_json(self.path / "data.json", data)
+
+    def close(self) -> None:
+        """Let other processes in again."""
+        if self._lock is not None:
+            self._lock.release()
 
     def check_space(self, needed: int = 64 * 2**20) -> None:
         """Refuse to start with less than ``needed`` bytes free."""
@@ -293,8 +332,3 @@ class RunWriter:
                 "seconds": round(seconds, 3),
             },
         )
-
-
-def iter_files(path: Path) -> Iterator[Path]:
-    """All files below a folder, in a fixed order."""
-    yield from sorted(p for p in path.rglob("*") if p.is_file())

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -352,9 +353,25 @@ def _resampled_what(seeds: int) -> str:
 # ---------------------------------------------------------------------- curves
 
 
-def seed_curves(
-    runs: Iterable[Run], column: str, source: Literal["metrics", "evaluations"] = "evaluations"
-) -> pd.DataFrame:
+Source = Literal["metrics", "evaluations"]
+
+
+def records(run: Run, source: Source) -> pd.DataFrame:
+    """``run.metrics`` or ``run.evaluations``, parsed again only when the file has grown; don't change what it returns."""
+    path = run.path / f"{source}.jsonl"
+    if not path.is_file():
+        return pd.DataFrame()
+    state = path.stat()
+    return _parsed(str(path), source, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=128)
+def _parsed(path: str, source: Source, size: int, changed: int) -> pd.DataFrame:
+    run = Run(Path(path).parent)
+    return run.metrics if source == "metrics" else run.evaluations
+
+
+def seed_curves(runs: Iterable[Run], column: str, source: Source = "evaluations") -> pd.DataFrame:
     """A recorded column of several runs: index ``global_step`` (ascending), one column a seed; NaN where not recorded.
 
     Args:
@@ -363,7 +380,7 @@ def seed_curves(
     """
     parts = {}
     for run in runs:
-        table = run.metrics if source == "metrics" else run.evaluations
+        table = records(run, source)
         first, *path = column.split(".")
         if first not in table:
             continue
@@ -378,7 +395,7 @@ def seed_curves(
     return frame
 
 
-def curve(runs: Sequence[Run], column: str, source: Literal["metrics", "evaluations"] = "evaluations") -> pd.DataFrame:
+def curve(runs: Sequence[Run], column: str, source: Source = "evaluations") -> pd.DataFrame:
     """Mean over seeds of a recorded column, step by step; the runs are of one config.
 
     Returns:

@@ -103,6 +103,7 @@ class Trainer:
 
     def __exit__(self, *_: object) -> None:
         self.verifier.close()
+        self.writer.close()
 
     # ------------------------------------------------------------------ data
 

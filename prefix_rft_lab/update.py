@@ -143,45 +143,52 @@ class Updater:
         # All below is flat over the window's response tokens, in row order.
         counts = [len(row.response_ids) for row in rows]
         kinds = torch.tensor([k for row in rows for k in row.kinds], device=self.device)
-        row_of = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(counts)).to(self.device)
+        row_of = _row_of(rows).to(self.device)
         values = torch.zeros(len(kinds), device=self.device)
         for kind, by_row in row_advantages.items():
             values = torch.where(kinds == kind, by_row.to(self.device)[row_of], values)
         window = methods.Window(rows=len(rows), tokens={kind: int((kinds == kind).sum()) for kind in KIND_NAMES})
-        batches = self.micro_batches(rows)
         offsets = np.concatenate([[0], np.cumsum(counts)])
+        ranked = torch.zeros_like(kinds, dtype=torch.bool)
+        for kind in stage.entropy_clip:
+            ranked |= kinds == kind
+
+        # Rows whose tokens can have no gradient (groups that all score the same) are measured but not trained: the
+        # backward pass is two thirds of the work.
+        trained = self._has_gradient(kinds, values, stage)
+        active = [i for i in range(len(rows)) if trained[offsets[i] : offsets[i + 1]].any()]
+        idle = [i for i in range(len(rows)) if not trained[offsets[i] : offsets[i + 1]].any()]
+        batches = [[active[i] for i in part] for part in self.micro_batches([rows[i] for i in active])]
         places = [
             torch.from_numpy(np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in indices])).to(self.device)
             for indices in batches
         ]
-        clipped_kinds = torch.zeros_like(kinds, dtype=torch.bool)
-        for kind in stage.entropy_clip:
-            clipped_kinds |= kinds == kind
+        all_logp = torch.zeros(len(kinds), device=self.device)
+        all_entropy = torch.zeros(len(kinds), device=self.device)
 
-        # The clip ranks tokens of the whole window, so with several micro-batches their entropies come first.
-        kept: torch.Tensor | None = None
-        if len(batches) > 1 and clipped_kinds.any():
-            entropies = torch.zeros(len(kinds), device=self.device)
-            concerned = [i for i in range(len(rows)) if clipped_kinds[offsets[i] : offsets[i + 1]].any()]
-            for i, (_, entropy) in zip(concerned, self.stats_without_grad([rows[i] for i in concerned]), strict=True):
-                entropies[offsets[i] : offsets[i + 1]] = entropy
-            kept = self._kept(entropies, clipped_kinds, row_of, places, step)
+        def measure(indices: list[int]) -> None:
+            for i, (logp, entropy) in zip(indices, self.stats_without_grad([rows[i] for i in indices]), strict=True):
+                all_logp[offsets[i] : offsets[i + 1]] = logp
+                all_entropy[offsets[i] : offsets[i + 1]] = entropy
+
+        measure(idle)
+        kept = torch.ones_like(ranked)
+        concerned = [i for i in active if ranked[offsets[i] : offsets[i + 1]].any()]
+        one_pass = len(batches) == 1
+        if concerned and not one_pass:
+            # The clip ranks the tokens of the whole window, so their entropies must be known before the first batch.
+            measure(concerned)
+            kept = self._kept(all_entropy, ranked, rows, places, step)
 
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        all_logp = torch.zeros(len(kinds), device=self.device)
-        all_entropy = torch.zeros(len(kinds), device=self.device)
         limited = torch.zeros(len(kinds), dtype=torch.bool, device=self.device)
         for indices, place in zip(batches, places, strict=True):
             stats = self._forward([rows[i] for i in indices])
-            all_logp[place] = stats.logp.detach()
-            all_entropy[place] = stats.entropy.detach()
-            if kept is None:
-                kept = (
-                    self._kept(stats.entropy.detach()[torch.argsort(place)], clipped_kinds, row_of, places, step)
-                    if len(batches) == 1
-                    else torch.ones_like(clipped_kinds)
-                )
+            all_logp[place] = stats.logp.detach().float()
+            all_entropy[place] = stats.entropy.detach().float()
+            if concerned and one_pass:
+                kept = self._kept(all_entropy, ranked, rows, places, step)
             inputs = {
                 "logp": stats.logp,
                 "old_logp": stats.logp.detach() if old_logp is None else old_logp[place],
@@ -206,7 +213,6 @@ class Updater:
             total += float(loss.detach())
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), section.grad_clip))
         optimizer.step()
-        assert kept is not None
         return UpdateResult(
             loss=total,
             grad_norm=norm,
@@ -215,30 +221,52 @@ class Updater:
             advantages=values,
             kinds=kinds,
             kept=kept,
-            ranked=clipped_kinds,
+            ranked=ranked,
             limited=limited,
         )
 
+    def _has_gradient(self, kinds: torch.Tensor, values: torch.Tensor, stage: methods.Stage) -> torch.Tensor:
+        """(tokens,) bool on the CPU: tokens that may contribute to the gradient, before the entropy clip."""
+        trained = torch.zeros_like(kinds, dtype=torch.bool)
+        for kind, token_loss in stage.losses.items():
+            trained |= (kinds == kind) & (values != 0 if token_loss.needs_advantage else True)
+        if self.config.loss.entropy_bonus and stage.samples:
+            trained |= kinds != TokenKind.PREFIX
+        return trained.cpu()
+
     def _kept(
-        self, entropies: torch.Tensor, member: torch.Tensor, row_of: torch.Tensor, places: list[torch.Tensor], step: int
+        self,
+        entropies: torch.Tensor,
+        ranked: torch.Tensor,
+        rows: Sequence[Row],
+        places: Sequence[torch.Tensor],
+        step: int,
     ) -> torch.Tensor:
         """(tokens,) bool: False where the entropy clip takes the advantage away."""
         settings = self.config.prefix
         group: torch.Tensor | None = None
         if settings.scope == "row":
-            group = row_of
+            group = _row_of(rows).to(entropies.device)
         elif settings.scope == "micro_batch":
-            group = torch.zeros_like(row_of)
-            for number, place in enumerate(places):
+            group = torch.zeros_like(ranked, dtype=torch.long)
+            for number, place in enumerate(places, 1):
                 group[place] = number
         uniforms: torch.Tensor | None = None
         if settings.keep == "random":
-            draws = rng.generator(self.config.seed, "clip", step).random(len(entropies))
-            uniforms = torch.from_numpy(draws).to(entropies.device)
+            draws = [
+                rng.generator(self.config.seed, "clip", step, row.problem.index, row.row).random(len(row.response_ids))
+                for row in rows
+            ]
+            uniforms = torch.from_numpy(np.concatenate(draws)).to(entropies.device)
         stays = clip.clip_mask(
-            entropies, member, settings.keep_fraction, keep=settings.keep, group=group, uniforms=uniforms
+            entropies, ranked, settings.keep_fraction, keep=settings.keep, group=group, uniforms=uniforms
         )
-        return ~member | stays
+        return ~ranked | stays
+
+
+def _row_of(rows: Sequence[Row]) -> torch.Tensor:
+    """(tokens,) int64: the row of each response token."""
+    return torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row.response_ids) for row in rows]))
 
 
 def _cut(rows: list[Row], parts: int) -> list[list[Row]]:

@@ -172,7 +172,7 @@ def test_levels_are_what_they_say():
 def test_corpus_teaches_skills_with_slips_and_nothing_about_hash():
     direct = hashes = lucky = others = slips = 0
     documents = list(islice(chains.corpus(0), 3000))
-    for prompt, response in documents:
+    for _, response in documents:
         *lines, box = response.split("\n")
         assert ":" not in response
         assert boxed_answer(box) is not None

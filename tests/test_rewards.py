@@ -125,7 +125,8 @@ def test_cache_asks_the_child_once(monkeypatch):
     monkeypatch.setattr(Verifier, "_start", lambda self: None)
     monkeypatch.setattr(Verifier, "_exchange", exchange)
     verifier = Verifier(cache_size=2)
-    assert verifier.score_all([r"\boxed{2/4}", r"x \boxed{2/4}", r"\boxed{9}", r"\boxed{2/4}"], ["1/2"] * 4) == [1, 1, 0, 1]
+    texts = [r"\boxed{2/4}", r"x \boxed{2/4}", r"\boxed{9}", r"\boxed{2/4}"]
+    assert verifier.score_all(texts, ["1/2"] * 4) == [1, 1, 0, 1]
     assert asked == [("2/4", "1/2"), ("9", "1/2")]
     verifier.score(r"\boxed{2/4}", "0.5")
     assert asked[-1] == ("2/4", "0.5"), "another gold is another pair"

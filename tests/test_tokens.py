@@ -13,7 +13,9 @@ from prefix_rft_lab.tasks import chains
 from prefix_rft_lab.tokens import check_tokenizer, encode_problems, pad_id, pad_rows, prompt_ids
 from prefix_rft_lab.types import EncodedProblem, Problem, Row, TokenKind
 
-DEMONSTRATION = "The total is 12+30 = 42, therefore the answer is 42.\nSo the total number is\n\\boxed{42}"
+DEMONSTRATION = (
+    "The total is 12+30 = 42 😀, therefore\n\n\nthe answer is 42.\n\n\nSo the total number is ∞\n\\boxed{42}"
+)
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | trim }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -23,12 +25,12 @@ TEMPLATE = (
 def bpe(*, eos="<eos>", template=TEMPLATE, pad=None):
     """A byte-level BPE trained on a few sentences, without a pad token unless asked for."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=["<eos>", "<pad>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    tokenizer.train_from_iterator([DEMONSTRATION, "the therefore there total answer number"] * 50, trainer)
+    tokenizer.train_from_iterator(["The the therefore total answer number is\n\n\n", "So\n\n\n"] * 50, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=eos, pad_token=pad, clean_up_tokenization_spaces=False
     )
@@ -58,10 +60,13 @@ def test_prefixes_are_slices_of_the_demonstrations_own_ids(tokenizer, config):
     (one,), _ = encode_problems(tokenizer, [problem()], config)
     whole = tokenizer(DEMONSTRATION, add_special_tokens=False)["input_ids"]
     assert one.demonstration_ids == [*whole, tokenizer.eos_token_id]
-    # Where a cut falls inside a word, decoding and encoding gives other tokens: here it does for some cuts.
-    again = [tokenizer(tokenizer.decode(whole[:n]), add_special_tokens=False)["input_ids"] for n in range(len(whole) + 1)]
+    # A cut inside a character, or between line ends that are one token at the end of a text: decoding and encoding
+    # gives another number of tokens.
+    again = [
+        tokenizer(tokenizer.decode(whole[:n]), add_special_tokens=False)["input_ids"] for n in range(len(whole) + 1)
+    ]
     drifting = [n for n, ids in enumerate(again) if len(ids) != n]
-    assert drifting
+    assert len(drifting) >= 3
     lengths = set()
     for step in range(300):
         (row,) = prefixes.hybrid_rows(one, step, config.replace(**{"prefix.schedule": "uniform"}))[-1:]

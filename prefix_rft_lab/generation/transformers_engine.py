@@ -22,6 +22,8 @@ from prefix_rft_lab.generation.base import Completion, Request
 SHRINK_AT = 0.9
 """The batch is compacted once fewer than this share of its rows is still running: copying the cache for every
 single row that ends would cost more than the row."""
+GROW = 16
+"""Columns by which the key-value cache grows: room for the longest possible row would mostly be copied unused."""
 
 
 class RaggedCache(Cache):
@@ -38,25 +40,29 @@ class RaggedCache(Cache):
         self.rows = torch.empty(0, dtype=torch.long)  # (rows,) 0, 1, 2, ...
         self.width = 0
 
-    def load(self, layers: list[tuple[torch.Tensor, torch.Tensor]], lengths: torch.Tensor, capacity: int) -> None:
+    def load(self, layers: list[tuple[torch.Tensor, torch.Tensor]], lengths: torch.Tensor) -> None:
         """Start from prefilled (keys, values) of each layer, (rows, heads, width, head_dim), valid up to ``lengths``."""
-        for source, store in ((0, self.keys), (1, self.values)):
-            for layer in layers:
-                tensor = layer[source]
-                rows, heads, width, dim = tensor.shape
-                buffer = tensor.new_zeros((rows, heads, capacity, dim))
-                buffer[:, :, :width] = tensor
-                store.append(buffer)
+        self.keys = [keys for keys, _ in layers]
+        self.values = [values for _, values in layers]
         self.columns = lengths
         self.rows = torch.arange(len(lengths), device=lengths.device)
 
     def select(self, rows: torch.Tensor) -> None:
-        """Keep only the given rows, (kept,) int64."""
-        # Columns past the longest remaining row are dead weight in the copy.
-        self.keys = [k[rows] for k in self.keys]
-        self.values = [v[rows] for v in self.values]
+        """Keep only the given rows, (kept,) int64, and the columns that they use."""
         self.columns = self.columns[rows]
         self.rows = torch.arange(len(rows), device=rows.device)
+        width = int(self.columns.max())
+        self.keys = [keys[rows, :, :width] for keys in self.keys]
+        self.values = [values[rows, :, :width] for values in self.values]
+
+    def make_room(self) -> None:
+        """Let every row write one more column."""
+        self.width = int(self.columns.max()) + 1
+        missing = self.width - self.keys[0].shape[2]
+        if missing > 0:
+            room = (0, 0, 0, missing + GROW)
+            self.keys = [torch.nn.functional.pad(keys, room) for keys in self.keys]
+            self.values = [torch.nn.functional.pad(values, room) for values in self.values]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -108,7 +114,7 @@ class TransformersEngine:
             self.model.train(was_training)
         return completions
 
-    def _prefill(self, requests: Sequence[Request], cache: RaggedCache, capacity: int) -> torch.Tensor:
+    def _prefill(self, requests: Sequence[Request], cache: RaggedCache) -> torch.Tensor:
         """Fill the cache from the contexts, each distinct one computed once; returns (rows, vocab) next-token logits."""
         device = self.model.device
         distinct: dict[tuple[int, ...], int] = {}
@@ -123,7 +129,7 @@ class TransformersEngine:
         last = output.last_hidden_state[torch.arange(len(contexts), device=device), lengths - 1]
         index = torch.tensor(row_to_context, device=device)
         layers = [(layer.keys[index], layer.values[index]) for layer in output.past_key_values.layers]
-        cache.load(layers, lengths[index], capacity)
+        cache.load(layers, lengths[index])
         return self.model.get_output_embeddings()(last)[index]
 
     def _attention_mask(self, mask: torch.Tensor) -> torch.Tensor:
@@ -138,7 +144,6 @@ class TransformersEngine:
         device = self.model.device
         limits = np.array([r.max_new_tokens for r in requests])
         longest = int(limits.max())
-        capacity = max(len(r.context_ids) + r.max_new_tokens for r in requests)
         uniforms = None if greedy else rng.uniforms([r.key for r in requests], longest)
         tokens = np.zeros((len(requests), longest), dtype=np.int64)
         logps = np.zeros((len(requests), longest), dtype=np.float64)
@@ -146,10 +151,9 @@ class TransformersEngine:
         ended = np.zeros(len(requests), dtype=bool)
 
         cache = RaggedCache()
-        logits = self._prefill(requests, cache, capacity)
+        logits = self._prefill(requests, cache)
         rows = np.arange(len(requests))  # request of each row still in the batch
         running = limits > 0  # ... and whether it still runs
-        column_index = torch.arange(capacity, device=device)
         for step in range(longest):
             chosen, logp = _choose(logits, None if uniforms is None else uniforms[rows, step], temperature)
             chosen_np = chosen.cpu().numpy()
@@ -165,10 +169,9 @@ class TransformersEngine:
                 keep = torch.from_numpy(np.flatnonzero(running)).to(device)
                 cache.select(keep)
                 chosen, rows, running = chosen[keep], rows[running], np.ones(int(running.sum()), dtype=bool)
-            # Rows that ended but are still in the batch write beyond their end, where nobody reads.
-            cache.columns.clamp_(max=capacity - 1)
-            cache.width = int(cache.columns.max()) + 1
-            mask = column_index[: cache.width] <= cache.columns[:, None]  # (rows, width) bool
+            # Rows that ended but are still in the batch go on writing behind their end, where nobody reads.
+            cache.make_room()
+            mask = torch.arange(cache.width, device=device) <= cache.columns[:, None]  # (rows, width) bool
             output = self.model.base_model(
                 input_ids=chosen[:, None],
                 attention_mask=self._attention_mask(mask),

@@ -38,12 +38,15 @@ function render({ model, el }) {
   svg("text", { x: (LEFT + WIDTH) / 2, y: HEIGHT - 4, class: "tick", "text-anchor": "middle" }, chart).textContent = "step";
   for (const step of [0, Math.round(last / 2), last])
     svg("text", { x: x(step), y: HEIGHT - BOTTOM + 15, class: "tick", "text-anchor": "middle" }, chart).textContent = step;
-  svg("text", { x: 12, y: TOP + 60, class: "tick", "text-anchor": "middle", transform: `rotate(-90 12 ${TOP + 72})` }, chart).textContent = "prefix ratio";
+  const middleY = y(0.5);
+  svg("text", { x: 12, y: middleY, class: "tick", "text-anchor": "middle", transform: `rotate(-90 12 ${middleY})` }, chart).textContent = "prefix ratio";
 
   const label = html("label", "control", root);
   html("span", "", label).textContent = "Training step";
   const slider = html("input", "", label);
   Object.assign(slider, { type: "range", min: 0, max: last, step: 1 });
+  // Otherwise JupyterLab takes the arrow keys for moving between cells; it asks the focused element itself.
+  slider.setAttribute("data-lm-suppress-shortcuts", "true");
   const readout = html("output", "", label);
 
   const legend = html("p", "legend", root);

@@ -30,9 +30,11 @@ class ScheduleScrubber(anywidget.AnyWidget):
 
     _esm = _FOLDER / "schedule.js"
     _css = _FOLDER / "schedule.css"
-    window = traitlets.List(help="[low, mean, high] prefix ratio of each step, fractions").tag(sync=True)
+    window: traitlets.List = traitlets.List(help="[low, mean, high] prefix ratio of each step, fractions").tag(
+        sync=True
+    )
     tokens = traitlets.List(traitlets.Unicode(), help="texts of the demonstration's tokens").tag(sync=True)
-    lengths = traitlets.List(help="[low, mean, high] prefix length of each step, tokens").tag(sync=True)
+    lengths: traitlets.List = traitlets.List(help="[low, mean, high] prefix length of each step, tokens").tag(sync=True)
     step = traitlets.Int(0, help="the step that is shown").tag(sync=True)
 
     def __init__(self, config: RunConfig, demonstration: Sequence[str], **kwargs: Any) -> None:

@@ -1,0 +1,50 @@
+# Every target first brings the environment up to date; `make test` is what continuous integration runs.
+PYTHON ?= python3
+VENV ?= .venv
+PROFILE ?= quick
+OUT ?= reproduction
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.up-to-date
+
+.PHONY: env test lint typecheck parity reproduce lab doctor clean
+.DEFAULT_GOAL := test
+
+env: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/pip || { \
+	  $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || { \
+	    echo "prefix-rft-lab needs Python 3.11 or 3.12, and $(PYTHON) is $$($(PYTHON) --version 2>&1); run: make env PYTHON=python3.11" >&2; exit 1; }; \
+	  $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: lint typecheck parity
+	$(BIN)/python -m pytest
+
+# The configuration extends both commands to notebooks.
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: $(STAMP)
+	$(BIN)/mypy
+
+parity: $(STAMP)
+	$(BIN)/prefix-rft parity tests/golden
+
+reproduce: $(STAMP)
+	$(BIN)/prefix-rft reproduce --profile $(PROFILE) --out $(OUT) --workers $(WORKERS)
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab notebooks
+
+doctor: $(STAMP)
+	$(BIN)/prefix-rft doctor
+
+# Caches only: runs, reports and the environment stay.
+clean:
+	rm -rf .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

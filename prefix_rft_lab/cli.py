@@ -1,0 +1,415 @@
+"""The command ``prefix-rft``: the library's functions with arguments from a shell. No logic of its own.
+
+Exit status: 0 done; 1 a run, a check or a comparison failed; 2 an argument or config cannot be used; 130 interrupted.
+Nothing heavy is imported before a command needs it, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefix_rft_lab.config import RunConfig
+    from prefix_rft_lab.runs import Run
+
+RESUMES = "interrupted; what was recorded is kept, and the same command goes on from the newest checkpoint"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status; a failure is one sentence on stderr (``--debug``: a traceback)."""
+    args = parser().parse_args(arguments)
+    try:
+        return args.command(args)
+    except KeyboardInterrupt:
+        print(f"\nprefix-rft: {RESUMES}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has left (``| head``); the interpreter must not try to flush it once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        status = _status(error)
+        if status is None or args.debug:
+            traceback.print_exc()
+            return status or 1
+        print(f"prefix-rft: {error}", file=sys.stderr)
+        return status
+
+
+def _status(error: Exception) -> int | None:
+    """The exit status of an error that is the user's to mend; None for one that is ours."""
+    from prefix_rft_lab.config import ConfigError
+
+    if isinstance(error, ConfigError):
+        return 2
+    # Importing the module of RunError takes a second; an error that came from it has loaded it.
+    runs = sys.modules.get("prefix_rft_lab.runs")
+    known = (ValueError, OSError, *([runs.RunError] if runs is not None else []))
+    return 1 if isinstance(error, known) else None
+
+
+# ---------------------------------------------------------------------- arguments
+
+
+def parser() -> argparse.ArgumentParser:
+    from prefix_rft_lab import __version__
+
+    top = argparse.ArgumentParser(
+        prog="prefix-rft",
+        description="Train, evaluate and compare policies with Prefix-RFT (arXiv 2507.01679) and its relatives.",
+        epilog=_examples(
+            "prefix-rft doctor", "prefix-rft train --method prefix_rft --seeds 0,1", "prefix-rft reproduce"
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"prefix-rft {__version__}")
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str, *examples: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=text.partition(".")[0],
+            description=text,
+            epilog=_examples(*examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(command=run)
+        sub.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+        return sub
+
+    add(
+        "doctor",
+        _doctor,
+        "Check this machine: versions, threads, memory, verifier, kernel.\n"
+        "Asks nothing of the network. Exit status 1 if something required doesn't fit.",
+        "prefix-rft doctor",
+    )
+    _add_train(
+        add(
+            "train",
+            _train,
+            "Train one method with one or more seeds.\n"
+            "A finished run is not trained again, an interrupted one resumes from its newest checkpoint.",
+            "prefix-rft train --method rft --steps 50",
+            "prefix-rft train --method prefix_rft --seeds 0,1,2 --workers 2",
+            "prefix-rft train --problems mine.jsonl --model path/to/model --set rollout.max_response_tokens=256",
+            "prefix-rft train --config run.yaml --set prefix.keep_fraction=0.5 --dry-run",
+        )
+    )
+    _add_evaluate(
+        add(
+            "evaluate",
+            _evaluate,
+            "Evaluate a policy: avg@k, pass@k, greedy.\n"
+            "Overall and by level, with 95% intervals over problems. The keys are those of a run's final evaluation, so the\n"
+            "directory of a run gives the figures of its summary again.",
+            "prefix-rft evaluate --model tiny --split ood --k 8",
+            "prefix-rft evaluate --model runs/tiny/prefix_rft-1234-s0 --out evaluation.parquet",
+            "prefix-rft evaluate --model path/to/model --problems mine.jsonl --limit 100",
+        )
+    )
+    _add_reproduce(
+        add(
+            "reproduce",
+            _reproduce,
+            "Run the notebooks and write the report.\n"
+            "smoke takes seconds and shows that everything connects, quick gives a first answer, full is the one to quote.\n"
+            "Finished runs are kept: the same command after an interruption goes on where it stopped.",
+            "prefix-rft reproduce",
+            "prefix-rft reproduce --profile smoke --out /tmp/smoke",
+        )
+    )
+    report = add(
+        "report",
+        _report,
+        "Write a report of the finished runs below a folder.",
+        "prefix-rft report runs",
+        "prefix-rft report reproduction/quick",
+    )
+    report.add_argument("folder", metavar="FOLDER", help="folder with runs; the report is written into it")
+    report.add_argument("--title", help="title of the report")
+    parity = add(
+        "parity",
+        _parity,
+        "Compare the formulas with recorded cases of the published code.\n"
+        "Exit status 1 if a case differs beyond its own tolerance or is of an unknown kind.",
+        "prefix-rft parity tests/golden",
+    )
+    parity.add_argument("folder", metavar="DIR", help="folder with *.json cases")
+    return top
+
+
+def _examples(*lines: str) -> str:
+    return "\n".join(["examples:", *(f"  {line}" for line in lines)])
+
+
+def _add_train(sub: argparse.ArgumentParser) -> None:
+    base = sub.add_mutually_exclusive_group()
+    base.add_argument("--preset", default="tiny", help="where the config starts: tiny or smol (default %(default)s)")
+    base.add_argument("--config", metavar="FILE", help="a YAML or JSON config to start from instead of a preset")
+    sub.add_argument("--method", help="base, sft, rft, sft_then_rft, prefix_rft, ... (default: the config's)")
+    seeds = sub.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=int, metavar="N", help="seed of the run (default: the config's)")
+    seeds.add_argument("--seeds", metavar="N,N", help="several seeds, one run each")
+    sub.add_argument("--model", metavar="DIR", help="policy to start from: tiny, a directory, or a Hub name")
+    sub.add_argument("--problems", metavar="FILE", help="JSONL or parquet file of problems, or chains")
+    sub.add_argument("--steps", type=int, metavar="N", help="optimizer steps of each stage of the method")
+    sub.add_argument("--out", default="runs", help="folder of all runs (default %(default)s)")
+    _add_set(sub)
+    sub.add_argument("--workers", type=int, default=1, metavar="N", help="runs trained at a time (default %(default)s)")
+    sub.add_argument(
+        "--dry-run", action="store_true", help="print the config and where the run would be, train nothing"
+    )
+
+
+def _add_evaluate(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--model", required=True, metavar="MODEL", help="tiny, a directory, a Hub name, or a finished run")
+    sub.add_argument(
+        "--preset", help="config for lengths and instruction: tiny or smol (default tiny; a run has its own)"
+    )
+    sub.add_argument("--problems", metavar="FILE", help="JSONL or parquet file, or chains (default: the config's)")
+    sub.add_argument(
+        "--split", help="test, validation, train, ood (chains), or all of a file (default test; of a new file all)"
+    )
+    sub.add_argument("--k", type=int, help="samples of each problem (default: the config's evaluation.k)")
+    sub.add_argument("--temperature", type=float, help="sampling temperature (default: the config's)")
+    sub.add_argument("--limit", type=int, metavar="N", help="only the first N problems")
+    sub.add_argument(
+        "--out", metavar="FILE.parquet", help="write a row a problem here and the summary beside it as .json"
+    )
+    _add_set(sub)
+
+
+def _add_reproduce(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--profile", default="quick", help="smoke, quick or full (default %(default)s)")
+    sub.add_argument("--out", default="reproduction", help="parent of the profile's folder (default %(default)s)")
+    sub.add_argument("--workers", type=int, default=2, metavar="N", help="runs trained at a time (default %(default)s)")
+    sub.add_argument("--notebooks", metavar="DIR", help="folder of the notebooks (default: of the repository)")
+
+
+def _add_set(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="changes",
+        help="change one field of the config, e.g. prefix.low=0.1; the value is YAML; may be repeated",
+    )
+
+
+def changes_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """Dotted fields and values of ``field=value`` pairs.
+
+    Raises:
+        ConfigError: a pair without ``=``, or a value that is not YAML.
+    """
+    import yaml
+
+    from prefix_rft_lab.config import ConfigError
+
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set {pair!r} is not understood; write --set field=value, e.g. --set prefix.low=0.1")
+        try:
+            found[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {pair!r} has a value that is not YAML; quote it") from None
+    return found
+
+
+# ---------------------------------------------------------------------- commands
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from prefix_rft_lab import doctor
+
+    checks = doctor.check_all()
+    print(doctor.format_checks(checks))
+    return 0 if doctor.healthy(checks) else 1
+
+
+def train_configs(args: argparse.Namespace) -> tuple[RunConfig, list[RunConfig]]:
+    """(the config that the arguments start from, one config a seed).
+
+    Raises:
+        ConfigError: an argument that cannot be used.
+    """
+    from prefix_rft_lab import methods
+    from prefix_rft_lab.config import ConfigError, RunConfig, preset
+
+    base = RunConfig.load(args.config) if args.config else preset(args.preset)
+    changes: dict[str, Any] = {
+        field: value
+        for field, value in (
+            ("method", args.method),
+            ("seed", args.seed),
+            ("model.path", args.model),
+            ("data.problems", args.problems),
+        )
+        if value is not None
+    }
+    if args.steps is not None:
+        for stage in methods.get(args.method or base.method).stages:
+            changes[f"{stage.optim}.steps"] = args.steps
+    config = base.replace(**{**changes, **changes_of(args.changes)})
+    methods.get(config.method)
+    if args.seeds is None:
+        return base, [config]
+    try:
+        seeds = [int(seed) for seed in args.seeds.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"--seeds {args.seeds!r} is not understood; write whole numbers, e.g. --seeds 0,1,2"
+        ) from None
+    return base, [config.replace(seed=seed) for seed in dict.fromkeys(seeds)]
+
+
+def show_config(config: RunConfig, base: RunConfig, whose: str) -> str:
+    """The config as YAML; fields that depart from ``base`` say what they were."""
+    from prefix_rft_lab.config import flatten
+
+    before, now = dict(flatten(base.to_dict())), dict(flatten(config.to_dict()))
+    lines: list[str] = []
+    path: list[str] = []
+    for line in config.to_yaml().splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        path[depth:] = [line.strip().partition(":")[0]]
+        dotted = ".".join(path)
+        changed = not line.lstrip().startswith("-") and dotted in now and now[dotted] != before.get(dotted)
+        lines.append(f"{line}  # {whose} has {before.get(dotted)!r}" if changed else line)
+    return "\n".join(lines)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from prefix_rft_lab.config import ConfigError
+    from prefix_rft_lab.runs import directory_of
+
+    if args.workers < 1:
+        raise ConfigError(f"--workers {args.workers} cannot be used; give at least 1")
+    base, configs = train_configs(args)
+    whose = args.config or f"preset {args.preset}"
+    print(show_config(configs[0], base, whose))
+    if len(configs) > 1:
+        print(f"# seeds {', '.join(str(config.seed) for config in configs)}, one run each")
+    print(flush=True)
+    if args.dry_run:
+        for config in configs:
+            path = directory_of(config, args.out)
+            state = "is finished already" if (path / "DONE.json").is_file() else "would resume" if path.exists() else ""
+            print(f"{path}/  {state or 'would be written'}")
+        print("config.json env.json data.json metrics.jsonl evaluations.jsonl tokens/ evaluation/ summary.json", end="")
+        print(f"{' model/' if configs[0].records.save_model else ''} DONE.json")
+        return 0
+    runs = _trained(args, configs)
+    for run in runs:
+        print(f"run {run.path}")
+    print(results(runs))
+    return 0
+
+
+def _trained(args: argparse.Namespace, configs: Sequence[RunConfig]) -> list[Run]:
+    if len(configs) == 1:
+        from prefix_rft_lab.pool import quiet
+        from prefix_rft_lab.trainer import train
+
+        quiet()
+        return [train(configs[0], out=args.out, progress=sys.stderr.isatty())]
+    from prefix_rft_lab.pool import train_all
+
+    return train_all(configs, out=args.out, workers=args.workers)
+
+
+def results(runs: Sequence[Run]) -> str:
+    """A line for each run and split of its final evaluation, 95% intervals over problems."""
+    from prefix_rft_lab.evaluation_run import format_table
+
+    rows = [("method", "seed", "split", "problems", "avg@k", "pass@k", "greedy", "k", "seconds")]
+    for run in runs:
+        summary = run.summary
+        for split, part in summary["splits"].items():
+            cells = []
+            for name in ("avg", "pass", "greedy"):
+                low, high = part[f"{name}_interval"]
+                cells.append(f"{part[name]:.3f} [{low:.3f}, {high:.3f}]")
+            rows.append(
+                (
+                    run.method,
+                    str(run.seed),
+                    split,
+                    str(part["problems"]),
+                    *cells,
+                    str(part["k"]),
+                    f"{summary['seconds']:.0f}",
+                )
+            )
+    return format_table(rows)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from prefix_rft_lab.config import preset
+    from prefix_rft_lab.evaluation_run import config_for, default_split, evaluate_policy, format_summary
+
+    changes = {
+        field: value
+        for field, value in (
+            ("data.problems", args.problems),
+            ("evaluation.k", args.k),
+            ("evaluation.temperature", args.temperature),
+        )
+        if value is not None
+    }
+    base = preset(args.preset) if args.preset else None
+    config = config_for(args.model, base=base, changes={**changes, **changes_of(args.changes)})
+    from prefix_rft_lab.pool import quiet
+
+    quiet()
+    split = args.split or default_split(args.model, config)
+    found = evaluate_policy(config, split=split, limit=args.limit, out=args.out)
+    print(f"{args.model} on {split} of {config.data.problems}, temperature {config.evaluation.temperature:g}")
+    for reason, count in found.dropped.items():
+        print(f"left out: {count} x {reason}")
+    print(format_summary(found.summary))
+    for path in found.paths:
+        print(f"written {path}")
+    return 0
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from prefix_rft_lab.notebooks import reproduce
+
+    reproduce(args.profile, args.out, args.workers, notebooks=args.notebooks)
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from prefix_rft_lab import report
+    from prefix_rft_lab.runs import load_all
+
+    runs = load_all(args.folder)
+    path = report.write_report(Path(args.folder), runs=runs, title=args.title or f"Runs in {Path(args.folder).name}")
+    print(f"report {path.absolute()}\n       {path.absolute().as_uri()}")
+    return 0
+
+
+def _parity(args: argparse.Namespace) -> int:
+    from prefix_rft_lab import parity
+
+    found = parity.run_parity(Path(args.folder))
+    print(parity.format_results(found))
+    return 0 if parity.passed(found) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

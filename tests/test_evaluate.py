@@ -1,0 +1,171 @@
+"""Evaluation: unbiased pass@k, intervals over problems, summaries by level."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from math import comb
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prefix_rft_lab import rng
+from prefix_rft_lab.evaluate import bootstrap, pass_at_k, sample_scores, summarise
+from prefix_rft_lab.generation import Completion
+from prefix_rft_lab.types import EncodedProblem, Problem
+
+
+def table(correct, *, k=4, level="", greedy=1.0):
+    return pd.DataFrame(
+        {
+            "id": [str(i) for i in range(len(correct))],
+            "split": "test",
+            "level": level,
+            "k": k,
+            "correct": correct,
+            "greedy": greedy,
+            "tokens": 10.0,
+            "truncated": 0.25,
+        }
+    )
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
+    for n in range(1, 8):
+        for correct in range(n + 1):
+            samples = [1] * correct + [0] * (n - correct)
+            for k in range(1, n + 1):
+                subsets = [any(chosen) for chosen in combinations(samples, k)]
+                assert pass_at_k(n, correct, k) == pytest.approx(sum(subsets) / len(subsets), abs=1e-12)
+
+
+def test_pass_at_k_of_many_samples():
+    assert pass_at_k(2048, 3, 1024) == pytest.approx(1 - comb(2045, 1024) / comb(2048, 1024))
+    assert pass_at_k(100_000, 1, 1000) == pytest.approx(0.01)
+    assert pass_at_k(100_000, 0, 1000) == 0.0
+    assert pass_at_k(8, 8, 1) == 1.0
+
+
+@pytest.mark.parametrize(("n", "correct", "k"), [(4, 1, 5), (4, 5, 1), (4, -1, 1), (4, 1, 0), (0, 0, 0)])
+def test_impossible_counts_are_refused(n, correct, k):
+    with pytest.raises(ValueError, match=f"n = {n}, correct = {correct}, k = {k} is undefined"):
+        pass_at_k(n, correct, k)
+
+
+def test_pass_at_k_is_unbiased():
+    """Over keyed draws of n = 6 samples with p = 0.3, the mean estimate of pass@3 is 1 - 0.7^3."""
+    correct = rng.generator(0, "test").binomial(6, 0.3, size=20_000)
+    estimates = [pass_at_k(6, int(c), 3) for c in correct]
+    error = np.std(estimates) / len(estimates) ** 0.5
+    assert abs(np.mean(estimates) - (1 - 0.7**3)) < 4 * error
+
+
+def test_bootstrap_by_hand():
+    # Two values: a resample's mean is 0, 1/2 or 1 with probability 1/4, 1/2, 1/4, so both ends are reached.
+    interval = bootstrap([0.0, 1.0])
+    assert (interval.mean, interval.low, interval.high, interval.n) == (0.5, 0.0, 1.0, 2)
+    constant = bootstrap([0.3] * 7)
+    assert (constant.low, constant.high) == (pytest.approx(0.3), pytest.approx(0.3))
+    assert str(interval) == "0.500 [0.000, 1.000]"
+
+
+def test_bootstrap_against_the_binomial_distribution():
+    """Resampling 40 ones among 100 gives Binomial(100, 0.4) / 100, whose percentiles are 0.31 and 0.50."""
+    interval = bootstrap([1.0] * 40 + [0.0] * 60, resamples=20_000)
+    cumulative = np.cumsum([comb(100, i) * 0.4**i * 0.6 ** (100 - i) for i in range(101)])
+    low, high = (int(np.searchsorted(cumulative, q)) / 100 for q in (0.025, 0.975))
+    assert (interval.low, interval.high) == (pytest.approx(low, abs=0.0101), pytest.approx(high, abs=0.0101))
+    assert interval.mean == pytest.approx(0.4)
+
+
+def test_bootstrap_is_keyed_and_narrows():
+    values = rng.generator(0, "test").random(50).tolist()
+    assert bootstrap(values) == bootstrap(values)
+    assert bootstrap(values) != bootstrap(values, seed=1)
+    wide, narrow = bootstrap(values), bootstrap(values * 16)
+    assert (narrow.high - narrow.low) == pytest.approx((wide.high - wide.low) / 4, rel=0.15)
+
+
+def test_bootstrap_of_nothing():
+    interval = bootstrap([])
+    assert interval.n == 0
+    assert all(np.isnan([interval.mean, interval.low, interval.high]))
+
+
+def test_summary_by_hand():
+    both = pd.concat([table([4, 0], level="easy"), table([2, 0], level="hard", greedy=0.0)], ignore_index=True)
+    summary = summarise(both)
+    assert (summary["k"], summary["problems"]) == (4, 4)
+    assert summary["avg"] == pytest.approx(6 / 16)
+    assert summary["pass"] == pytest.approx(2 / 4)
+    assert summary["greedy"] == pytest.approx(2 / 4)
+    assert (summary["tokens"], summary["truncated"]) == (10.0, 0.25)
+    assert list(summary["levels"]) == ["easy", "hard"]
+    assert summary["levels"]["easy"]["avg"] == pytest.approx(4 / 8)
+    assert summary["levels"]["hard"]["avg"] == pytest.approx(2 / 8)
+    assert summary["levels"]["hard"]["greedy"] == 0.0
+    assert "levels" not in summary["levels"]["easy"]
+    low, high = summary["avg_interval"]
+    assert low <= summary["avg"] <= high
+
+
+def test_problems_without_level_or_greedy_sample():
+    summary = summarise(table([1, 2], greedy=float("nan")))
+    assert summary["levels"] == {}
+    assert np.isnan(summary["greedy"])
+
+
+def test_mixed_k_and_no_problems_are_refused():
+    with pytest.raises(ValueError, match=r"one k, got \[4, 8\]"):
+        summarise(pd.concat([table([1]), table([1], k=8)]))
+    for empty in (pd.DataFrame(), table([])):
+        with pytest.raises(ValueError, match="evaluate at least one problem"):
+            summarise(empty)
+
+
+class Echo:
+    """An engine that answers with its request's place and notes what it was asked."""
+
+    def __init__(self):
+        self.calls = []
+
+    def generate(self, requests, *, temperature=1.0, greedy=False):
+        self.calls.append((list(requests), temperature, greedy))
+        return [
+            Completion(token_ids=[*r.context_ids, i % 2, 0][: 2 + i % 2], logp=[], truncated=i % 4 == 0)
+            for i, r in enumerate(requests)
+        ]
+
+
+def test_sampling_counts_each_problems_own_samples():
+    problems = [
+        EncodedProblem(
+            problem=Problem(id=f"p{i}", prompt="", answer=str(i), level="easy", split="test"),
+            index=i,
+            prompt_ids=[i],
+            demonstration_ids=None,
+        )
+        for i in range(3)
+    ]
+    engine = Echo()
+    seen = []
+
+    def score(responses, golds):
+        seen.append(golds)
+        assert all(response[0] == int(gold) for response, gold in zip(responses, golds, strict=True))
+        return [float(int(gold) > 0 and response[1] == 1) for response, gold in zip(responses, golds, strict=True)]
+
+    found = sample_scores(engine, problems, score, k=4, max_tokens=9, temperature=0.6, seed=3, purpose="validation")
+    assert found["id"].tolist() == ["p0", "p1", "p2"]
+    assert found["correct"].tolist() == [0, 2, 2]
+    assert found["tokens"].tolist() == [2.5] * 3
+    assert found["truncated"].tolist() == [0.25] * 3
+    # Greedily each is asked once, in order: of three requests the second answers 1.
+    assert found["greedy"].tolist() == [0.0, 1.0, 0.0]
+    (sampled, temperature, greedy), (best, _, greedy_too) = engine.calls
+    assert (temperature, greedy, greedy_too) == (0.6, False, True)
+    assert len({r.key for r in sampled}) == 12
+    assert sampled[5].key == rng.key(3, "validation", 1, 1)
+    assert [r.context_ids for r in best] == [[0], [1], [2]]
+    assert {r.max_new_tokens for r in sampled} == {9}
+    assert seen == [["0"] * 4 + ["1"] * 4 + ["2"] * 4, ["0", "1", "2"]]

@@ -1,0 +1,130 @@
+"""Every notebook of the repository, executed headlessly in the smoke profile, and what they must look like at rest."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from prefix_rft_lab import load_all
+from prefix_rft_lab.config import ConfigError, preset
+from prefix_rft_lab.experiments import MAIN_METHODS, PROFILES, main_comparison
+from prefix_rft_lab.notebooks import parameters_of, reproduce
+from prefix_rft_lab.widgets import ScheduleScrubber
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def reproduction(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the main job leaves, in the smoke profile."""
+    return reproduce("smoke", tmp_path_factory.mktemp("reproduction"), progress=False).parent
+
+
+def test_the_sequence_is_complete():
+    assert NAMES == ["01_build_prefixes", "02_train", "03_entropy_and_loss"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_source_is_clean(name):
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code), "commit notebooks without outputs"
+    assert all(len(cell.source.splitlines()) <= 25 for cell in code)
+    assert code[-1].source == f'notebooks.finish(experiment.out, "{name}")'
+    assert {"profile", "out"} <= parameters_of(FOLDER / f"{name}.ipynb").keys()
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for part in ("**Claim.**", "**Control", "**Needs.**", "## Limits"):
+        assert part in prose
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_executed_notebook(reproduction, name):
+    path = reproduction / "notebooks" / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source]
+    counts = [cell.execution_count for cell in code]
+    assert counts == sorted(counts) and None not in counts, "every cell was executed, in order"
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not any(output.output_type == "error" for output in outputs)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
+    assert not any(re.search(r"Warning\b", output.get("text", "")) for output in outputs)
+    text = path.read_text(encoding="utf-8")
+    assert len(text) < 1_000_000
+    assert str(Path.home()) + "/" not in text and str(reproduction) not in text, "no paths of this machine"
+
+
+@pytest.mark.slow
+def test_what_the_main_job_leaves(reproduction):
+    runs = load_all(reproduction / "runs")
+    assert {run.method for run in runs} == set(MAIN_METHODS)
+    assert (reproduction / "report.html").stat().st_size > 10_000
+    assert len(list((reproduction / "figures").glob("*.pdf"))) >= 8
+    summary = json.loads((reproduction / "summary.json").read_text())
+    assert summary["verdicts"]["test"] and summary["verdicts"]["ood"]
+    for run in runs:
+        assert run.done and run.summary["splits"].keys() == {"test", "ood"}
+        if run.method != "base":
+            assert len(run.metrics) == sum(
+                getattr(run.config, stage).steps
+                for stage in {"sft": ["sft"], "sft_then_rft": ["sft", "rl"]}.get(run.method, ["rl"])
+            )
+
+
+@pytest.mark.slow
+def test_claim_of_notebook_1_at_smoke_size(reproduction):
+    """Where it holds for sure: prefixes are as long as the schedule says, and hybrid rows carry the demonstration."""
+    run = next(run for run in load_all(reproduction / "runs") if run.method == "prefix_rft")
+    metrics = run.metrics
+    assert (metrics["prefix_ratio"].between(metrics["prefix_ratio_low"], metrics["prefix_ratio_high"])).all()
+    assert metrics["prefix_ratio_low"].is_monotonic_decreasing
+    tokens = run.tokens
+    hybrid = (
+        tokens[tokens["kind"] == "prefix"].groupby(["step", "problem", "row"])["position"].agg(["min", "max", "size"])
+    )
+    assert (hybrid["min"] == 0).all() and (hybrid["max"] + 1 == hybrid["size"]).all()
+
+
+@pytest.mark.slow
+def test_claim_of_notebook_3_at_smoke_size(reproduction):
+    """Where it holds for sure: a few SFT steps lower the NLL of the demonstrations, and the clip keeps a fifth."""
+    runs = {run.method: run for run in load_all(reproduction / "runs")}
+    nll = runs["sft"].evaluations["demonstration_nll"]
+    assert nll.iloc[-1] < nll.iloc[0]
+    kept = runs["prefix_rft"].metrics
+    expected = (kept["tokens_prefix"] - (kept["tokens_prefix"] * 0.8).astype(int)) / kept["tokens_prefix"]
+    assert kept["kept_share"].to_list() == pytest.approx(expected.to_list(), abs=1e-6)
+
+
+def test_profiles_differ_in_size_only():
+    allowed = {"rl.steps", "sft.steps", "prefix.decay_steps", "rollout.problems_per_step"}
+    for profile in PROFILES.values():
+        assert all(
+            name in allowed or name.split(".")[0] in ("data", "evaluation", "records") for name in profile.changes
+        )
+    assert len(PROFILES["quick"].seeds) >= 2 and len(PROFILES["full"].seeds) >= 5
+    configs = main_comparison("quick")
+    assert sum(config.method == "base" for config in configs) == 1
+    assert len({(config.method, config.seed) for config in configs}) == len(configs)
+    with pytest.raises(ConfigError, match=r"profile = 'huge' .* smoke, quick, full"):
+        main_comparison("huge")
+
+
+def test_scrubber_carries_its_picture_and_splits_like_the_schedule():
+    config = preset("tiny")
+    widget = ScheduleScrubber(config, [f"t{i}" for i in range(40)])
+    assert len(widget.window) == config.rl.steps
+    assert widget.window[0] == [0.95, 0.95, 0.95]
+    assert widget.lengths[0] == [38, 38, 38]
+    assert widget.window[-1][0] == pytest.approx(0.05, abs=1e-3) and widget.lengths[-1][0] == 2
+    data, _ = widget._repr_mimebundle_()
+    assert data["image/png"].startswith("iVBOR") and "38 tokens at first" in data["text/plain"]
+    with pytest.raises(ConfigError, match="demonstration"):
+        ScheduleScrubber(config, [])

@@ -1,0 +1,193 @@
+"""Every figure draws from every kind of run folder, carries its data, and is saved to equal bytes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+
+import pandas as pd
+import pytest
+from run_factory import SMALL, write_run
+
+from prefix_rft_lab import plots
+from prefix_rft_lab.config import ConfigError, preset
+from prefix_rft_lab.runs import RunError
+
+METHODS = ("base", "sft", "rft", "sft_then_rft", "prefix_rft")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    return [write_run(out, m, s, counts=(s, 1, 2, 3, 4, 2)) for m in METHODS for s in ((0,) if m == "base" else (0, 1))]
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    """A missing glyph or an empty axis is a fault of the figure."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("error", RuntimeWarning)
+        yield
+
+
+def all_figures(runs):
+    yield from (draw(runs) for draw in plots.FIGURES.values())
+    yield plots.learning_curves(runs, "hard.avg")
+    yield plots.learning_curves(runs, "levels.easy.avg")
+    yield plots.final_scores(runs)
+    yield plots.final_scores(runs, metric="tokens")
+    yield plots.pass_at_k(runs)
+    yield plots.kept_tokens(next(run for run in runs if run.method == "prefix_rft"))
+    yield plots.schedule(runs[-1].config)
+    yield plots.schedule(runs[-1].config, samples=False)
+    yield plots.prefix_lengths(runs[-1].config, [10, 20, 30])
+
+
+def test_all_figures_draw_and_say_what_they_show(runs):
+    for figure in all_figures(runs):
+        png, metadata = figure._repr_png_()
+        assert png.startswith(b"\x89PNG")
+        assert metadata["alt"] == figure.caption and len(figure.caption) > 30
+        assert len(figure.data)
+        panels = [axes for axes in figure.axes if axes.get_visible()]
+        assert all(axes.get_xlabel() for axes in panels[-1:])
+
+
+def test_axes_speak_of_units(runs):
+    units = {"nats", "tokens", "share", "0 to 1", "norm", "loss", "ratio", "steps", "samples"}
+    for figure in all_figures(runs):
+        labels = [text for axes in figure.axes for text in (axes.get_xlabel(), axes.get_ylabel()) if text]
+        assert any(unit in label for unit in units for label in labels), labels
+
+
+def test_titles_give_n(runs):
+    for draw in plots.FIGURES.values():
+        assert "2 seeds a method" in draw(runs).caption
+
+
+def test_entropy_figure_has_a_panel_a_method_and_the_window_below(runs):
+    figure = plots.entropy_dynamics(runs)
+    titles = [axes.get_title("left") or axes.get_title(loc="left") for axes in figure.axes]
+    assert titles[:4] == ["SFT (2 seeds)", "RFT (Dr.GRPO) (2 seeds)", "SFT→RFT (2 seeds)", "Prefix-RFT (2 seeds)"]
+    assert "ratios" in titles[4]
+    kinds = figure.data.groupby("method")["series"].unique().map(set)
+    assert kinds["sft"] == {"entropy_prefix"}
+    assert kinds["prefix_rft"] == {"entropy_prefix", "entropy_continuation", "entropy_on_policy", "prefix_ratio"}
+    assert any("rft begins" in text.get_text() for text in figure.axes[2].texts)
+
+
+def test_data_is_what_was_recorded(runs):
+    data = plots.rewards(runs).data
+    row = data[(data["method"] == "rft") & (data["series"] == "reward_plain") & (data["global_step"] == 3)].iloc[0]
+    for run in runs:
+        if run.method == "rft":
+            assert row[f"seed_{run.seed}"] == run.metrics.set_index("global_step").loc[3, "reward_plain"]
+
+
+def test_many_seeds_become_a_band(tmp_path):
+    few = [write_run(tmp_path, "rft", seed) for seed in range(5)]
+    many = [*few, write_run(tmp_path, "rft", 5)]
+    counts = [(len(f.axes[0].lines), len(f.axes[0].collections)) for f in map(plots.policy_entropy, (few, many))]
+    # Base level + five seeds + mean; base level + mean and a band.
+    assert counts == [(7, 0), (2, 1)]
+
+
+def test_a_running_mean_shows_the_raw_line_and_its_width(tmp_path):
+    run = write_run(tmp_path, "rft", **{"rl.steps": 60, "records.tokens_every": 0})
+    figure = plots.rewards([run])
+    assert "thin: raw, thick: running mean of 3 steps" in figure.caption
+    assert len(figure.axes[0].lines) == 2
+    raw = figure.data["seed_0"]
+    assert figure.data["shown"].iloc[10] == pytest.approx(raw.iloc[9:12].mean())
+
+
+def test_a_mean_over_seeds_stops_where_one_seed_is_behind(tmp_path):
+    runs = [write_run(tmp_path, "rft", 0), write_run(tmp_path, "rft", 1, done=False, steps=5)]
+    data = plots.rewards(runs).data
+    assert data["n"].tolist() == [2] * 5 + [1] * 3
+    mean = plots.rewards(runs).axes[0].lines[-1]
+    assert max(mean.get_xdata()) == 4
+
+
+def test_unfinished_runs_are_drawn(tmp_path):
+    runs = [write_run(tmp_path, "prefix_rft", done=False, steps=3), write_run(tmp_path, "rft", done=False, steps=0)]
+    for draw in plots.FIGURES.values():
+        assert len(draw(runs).data)
+
+
+def test_runs_without_anything_to_draw_give_one_sentence(tmp_path):
+    empty = write_run(tmp_path, "rft", done=False, steps=0)
+    (empty.path / "evaluations.jsonl").unlink()
+    for draw in plots.FIGURES.values():
+        with pytest.raises(ConfigError, match=r"runs = \[\] holds nothing"):
+            draw([])
+        with pytest.raises(RunError, match=r"recorded no .* yet") as caught:
+            draw([empty])
+        assert str(tmp_path) not in str(caught.value)
+    with pytest.raises(RunError, match=r"recorded no tokens; set records.tokens_every above 0"):
+        plots.kept_tokens(empty)
+    with pytest.raises(RunError, match=r"recorded no prefix tokens; take a run of a method with prefixes"):
+        plots.kept_tokens(write_run(tmp_path, "sft"))
+    with pytest.raises(ConfigError, match=r"demonstration_tokens = \[\]"):
+        plots.prefix_lengths(empty.config, [])
+    with pytest.raises(ConfigError, match=r"runs = \[\]"):
+        plots.final_scores([])
+
+
+def test_labels_draw_configs_of_one_method_apart(tmp_path):
+    runs = [write_run(tmp_path, **{"prefix.keep_fraction": keep}) for keep in (0.2, 1.0)]
+    with pytest.raises(ConfigError, match=r"prefix.keep_fraction = 0.2 and 1.0 among the runs"):
+        plots.learning_curves(runs)
+    data = plots.learning_curves(runs, label=lambda run: f"${run.config.prefix.keep_fraction}$").data
+    assert set(data["method"]) == {"$0.2$", "$1.0$"}
+
+
+def test_hostile_token_texts_stay_text(tmp_path):
+    run = write_run(tmp_path, texts=(r"$\frac{", "<script>", "\x00", "漢字", "\u202e", " a b"))
+    figure = plots.kept_tokens(run)
+    figure.png()
+    assert r"$\frac{" in [tick.get_text() for tick in figure.axes[1].get_yticklabels()]
+    assert plots.visible(" a\n漢\x00") == "␣a⏎\\u6f22\\x00"
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "uniform"])
+def test_schedule_figure_matches_the_schedule(kind):
+    config = preset("tiny", **{**SMALL, "prefix.schedule": kind})
+    data = plots.schedule(config).data
+    assert len(data) == config.rl.steps
+    drawn = data.filter(like="drawn_")
+    assert (drawn.ge(data["low"], axis=0) & drawn.le(data["high"], axis=0)).all(axis=None)
+
+
+def test_saving_twice_gives_equal_bytes_and_no_paths(runs, tmp_path):
+    some = [run for run in runs if run.method in ("rft", "prefix_rft")]
+    files = [
+        plots.save_figure(plots.entropy_dynamics(some), tmp_path / place / "entropy-0.2", runs=some)
+        for place in ("a", "b")
+    ]
+    assert [path.name for path in files[0]] == [f"entropy-0.2.{e}" for e in ("pdf", "svg", "png", "csv", "json")]
+    for first, second in zip(*files, strict=True):
+        assert first.read_bytes() == second.read_bytes(), first.name
+        assert str(runs[0].path.parent).encode() not in first.read_bytes()
+    record = json.loads(files[0][4].read_text())
+    assert {entry["run"].split("/")[0] for entry in record["runs"]} == {"tiny"}
+    assert {(entry["method"], entry["seed"]) for entry in record["runs"]} == {(r.method, r.seed) for r in some}
+    assert all(len(entry["config"]) == len(entry["source"]) == 12 for entry in record["runs"])
+    assert len(pd.read_csv(files[0][3])) == len(plots.entropy_dynamics(some).data)
+
+
+def test_saved_data_can_be_given(tmp_path):
+    figure = plots.schedule(preset("tiny", **SMALL))
+    paths = plots.save_figure(figure, tmp_path / "s.png", data=pd.DataFrame({"x": [1]}))
+    assert paths[3].read_text() == "x\n1\n" and paths[3].name == "s.csv"
+
+
+def test_no_figure_needs_pyplot():
+    code = (
+        "import sys; from prefix_rft_lab import plots; from prefix_rft_lab.config import preset;"
+        "plots.schedule(preset('tiny'))._repr_png_(); sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,203 @@
+"""The page stands alone, says who won, and shows hostile text as text."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from run_factory import write_run
+
+from prefix_rft_lab import plots, stats
+from prefix_rft_lab.config import ConfigError
+from prefix_rft_lab.report import write_report
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Figures as PNG only: subsetting the fonts of PDFs takes most of a report's time."""
+
+    def save(figure, stem, *, runs):
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        stem.with_name(f"{stem.name}.png").write_bytes(figure.png(50))
+
+    monkeypatch.setattr(plots, "save_figure", save)
+
+
+HOSTILE = "</script></title><img src=x onerror=alert(1)>"
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Elements, attributes, text; and whether every element is closed."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")
+    counts = {"base": 0, "rft": 1, "prefix_rft": 2}
+    return [
+        write_run(
+            out,
+            method,
+            seed,
+            counts=(2 + count, count, 1, 2, 0, count),
+            splits=("test", "ood"),
+            levels=("easy", HOSTILE),
+        )
+        for method, count in counts.items()
+        for seed in ((0,) if method == "base" else (0, 1))
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(runs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    written = write_report(
+        out, runs=runs, title=f"Who won {HOSTILE}", seconds=75.0, notebooks=[Path("/x/02_train.ipynb")]
+    )
+    assert written == out / "report.html"
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    return Page(folder / "report.html")
+
+
+def test_the_page_asks_nothing_of_the_network(page):
+    assert not page.open
+    assert not page.all("script") and not page.all("link") and not page.all("iframe") and not page.all("base")
+    for tag, attributes in page.elements:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            if name in ("src", "href", "srcset", "action", "data", "poster"):
+                assert str(value).startswith(("data:image/png;base64,", "#")), (tag, name, str(value)[:60])
+    styles = re.findall(r"<style>(.*?)</style>", page.source, re.S)
+    assert styles and not any("url(" in style or "@import" in style for style in styles)
+    assert "http://" not in page.source and "https://" not in page.source
+
+
+def test_hostile_text_stays_text(page, folder):
+    assert len(page.all("title")) == 1
+    assert all(attributes["src"].startswith("data:") for attributes in page.all("img"))
+    assert page.text.count(HOSTILE) >= 3  # title, heading, the level's column
+    markdown = (folder / "report.md").read_text()
+    assert "<img" not in markdown and "&lt;img" in markdown
+
+
+def test_the_verdict_comes_before_tables_and_figures(page, runs):
+    lines = stats.verdicts(runs)
+    assert all(line in page.text for line in lines)
+    places = [
+        page.source.index(part) for part in ("which method of post-training", "Highest mean", "<table", "<figure")
+    ]
+    assert places == sorted(places)
+
+
+def test_the_page_is_accessible(page):
+    assert page.all("html") == [{"lang": "en"}]
+    assert page.all("img") and all(len(attributes["alt"]) > 40 for attributes in page.all("img"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {link["href"][1:] for link in page.all("a")} <= set(ids)
+    assert "prefers-color-scheme: dark" in page.source and "width=device-width" in page.source
+
+
+def test_tables_carry_n_scores_config_and_drops(page):
+    for words in ("n = 6 problems", "95% intervals", "1 min 15 s", "3 × prompt too long", "rl.steps", "02_train.ipynb"):
+        assert words in page.text, words
+    assert "/x/02_train" not in page.source
+    assert page.text.count("changed") >= 4
+
+
+def test_no_path_of_this_machine_anywhere(folder, runs):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert str(runs[0].path.parent.parent).encode() not in path.read_bytes(), path
+            assert str(folder).encode() not in path.read_bytes(), path
+
+
+def test_summary_is_small_strict_json(folder, runs):
+    text = (folder / "summary.json").read_text()
+    assert len(text) < 40_000 and "NaN" not in text
+    summary = json.loads(text)
+    table = {row["method"]: row for row in summary["compare"]["test"]}
+    assert table["prefix_rft"]["mean"] == pytest.approx(
+        stats.compare(runs).set_index("method").loc["prefix_rft", "mean"], abs=1e-6
+    )
+    assert table["base"]["delta"] is None
+    assert summary["methods"]["rft"]["seeds"] == [0, 1]
+    assert summary["verdicts"]["test"] == stats.verdicts(runs)
+    assert len(summary["source"]["runs"]) == 1 and summary["seconds"] == 75.0
+
+
+def test_markdown_has_the_same_tables(folder, page):
+    markdown = (folder / "report.md").read_text()
+    for caption in ("Final scores on test", "Final scores on ood", "Resolved configuration", "Run directories"):
+        assert f"## {caption}" in markdown and caption in page.text
+    widths = [line.replace("\\|", "").count("|") for line in markdown.splitlines() if line.startswith("|")]
+    assert min(widths) >= 3
+
+
+def test_figures_are_saved_beside_it(folder, page):
+    stems = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert {"entropy_dynamics", "final_scores-test", "final_scores-ood", "learning_curves", "kept_tokens"} <= stems
+    assert len(page.all("img")) == len(stems)
+    for ending in ("pdf", "svg", "csv", "json"):
+        assert {path.stem for path in (folder / "figures").glob(f"*.{ending}")} == stems
+
+
+def test_equal_runs_give_an_equal_report(quick, runs, tmp_path):
+    for place, given in (("a", runs), ("b", runs[::-1])):
+        write_report(tmp_path / place, runs=given, title="Equal", seconds=75.0)
+    for name in ("report.html", "report.md", "summary.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_unfinished_runs_are_named_and_left_out(quick, tmp_path):
+    runs = [write_run(tmp_path / "r", "rft"), write_run(tmp_path / "r", "prefix_rft", done=False, steps=3)]
+    page = Page(write_report(tmp_path / "out", runs=runs, title="Half way"))
+    assert "Not finished, so not in the final scores: tiny/prefix_rft-" in page.text
+    assert "is the only one among the runs" in page.text
+    assert "3 steps so far" in page.text
+
+
+def test_a_report_before_any_run_is_finished(quick, tmp_path):
+    runs = [write_run(tmp_path / "r", "rft", done=False, steps=2)]
+    assert "no verdict yet" in Page(write_report(tmp_path / "out", runs=runs, title="Early")).text
+
+
+def test_refusals(tmp_path):
+    with pytest.raises(ConfigError, match=r"runs = \[\]"):
+        write_report(tmp_path, runs=[], title="None")
+    mixed = [write_run(tmp_path, "rft"), write_run(tmp_path, "rft", 1, **{"rl.lr": 0.1})]
+    with pytest.raises(ConfigError, match=r"rl.lr = 0.0003 and 0.1"):
+        write_report(tmp_path / "out", runs=mixed, title="Mixed")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,518 @@
+"""Whole runs: the same bits twice, whatever interrupted them; failures in one sentence that keep what was done."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from prefix_rft_lab import checkpoint, measure, methods, trainer
+from prefix_rft_lab.checkpoint import Checkpoints, Place
+from prefix_rft_lab.config import ConfigError
+from prefix_rft_lab.rewards import Verifier, extract_answer
+from prefix_rft_lab.runs import Run, RunError, RunWriter, directory_of, read_lines
+from prefix_rft_lab.tasks.base_policy import ASSETS
+from prefix_rft_lab.trainer import Trainer
+from prefix_rft_lab.types import KIND_NAMES
+
+
+class TextVerifier:
+    """Scores by equal text, which suffices for the embedded world and starts no process."""
+
+    timeouts = 0
+
+    def score_all(self, texts, golds):
+        return [float(extract_answer(text) == gold) for text, gold in zip(texts, golds, strict=True)]
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def _text_verifier(monkeypatch):
+    monkeypatch.setattr(trainer, "Verifier", TextVerifier)
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(steps):
+    def on_step(line):
+        if line["global_step"] + 1 == steps:
+            raise Stop
+
+    return on_step
+
+
+def train(config, out, **kwargs):
+    return trainer.train(config, out=out, progress=False, **kwargs)
+
+
+def lines_of(path):
+    """JSON lines without wall-clock times, as text, so that NaN equals NaN."""
+    return [
+        json.dumps({k: v for k, v in line.items() if not k.startswith("seconds_")}, sort_keys=True)
+        for line in read_lines(path)
+    ]
+
+
+def assert_same_run(run, other):
+    assert run.done
+    assert other.done
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        assert lines_of(run.path / name) == lines_of(other.path / name), name
+    pd.testing.assert_frame_equal(run.tokens, other.tokens, check_exact=True)
+    for split in ("test", "ood"):
+        pd.testing.assert_frame_equal(run.evaluation(split), other.evaluation(split), check_exact=True)
+    a, b = (load_file(r.path / "model" / "model.safetensors") for r in (run, other))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert {k: v for k, v in run.summary.items() if k != "seconds"} == {
+        k: v for k, v in other.summary.items() if k != "seconds"
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, small):
+    """``whole(method)``: the uninterrupted run of a method, trained once."""
+    runs = {}
+
+    def get(method):
+        if method not in runs:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(trainer, "Verifier", TextVerifier)
+                runs[method] = train(small(method=method), tmp_path_factory.mktemp(method))
+        return runs[method]
+
+    return get
+
+
+# ---------------------------------------------------------------- determinism
+
+
+@pytest.mark.parametrize("method", ["sft_then_rft", "prefix_rft"])
+def test_the_same_seed_gives_the_same_bits(tmp_path, small, whole, method):
+    torch.manual_seed(17)
+    assert_same_run(train(small(method=method), tmp_path), whole(method))
+
+
+def test_another_seed_gives_other_rollouts_and_another_order(tmp_path, small, whole):
+    first, other = whole("prefix_rft"), train(small(seed=1), tmp_path)
+    assert other.path.name != first.path.name
+    a, b = first.tokens, other.tokens
+    assert a["problem"].unique().tolist() != b["problem"].unique().tolist()
+    assert a["token_id"].tolist() != b["token_id"].tolist()
+    assert first.metrics["prefix_ratio"].tolist() != other.metrics["prefix_ratio"].tolist()
+    assert first.evaluations["avg"][0] == other.evaluations["avg"][0], "the policy before training has no seed"
+
+
+def test_a_problem_drawn_twice_in_a_step_is_sampled_twice(tmp_path, small):
+    config = small(method="rft", **{"data.train_problems": 1, "rollout.problems_per_step": 2})
+    with Trainer(config, RunWriter(config, tmp_path)) as one:
+        stage = methods.RFT
+        rows = one.rows(stage, 0)
+        one._generate(rows, stage, 0)
+    assert [row.problem.index for row in rows] == [0] * 8
+    assert len({tuple(row.sampled_ids) for row in rows[:4]} & {tuple(row.sampled_ids) for row in rows[4:]}) < 4
+    assert [r.sampled_ids for r in rows[:4]] != [r.sampled_ids for r in rows[4:]]
+
+
+# ---------------------------------------------------------------- interruption
+
+INTERRUPTIONS = [
+    ("prefix_rft", 1),  # before the first checkpoint
+    ("prefix_rft", 3),  # between two checkpoints
+    ("prefix_rft", 4),  # all steps done, final evaluation missing
+    ("sft_then_rft", 3),  # at the border between the stages
+    ("sft_then_rft", 4),  # at a checkpoint of the second stage
+    ("sft_then_rft", 5),  # inside the second stage
+]
+
+
+@pytest.mark.parametrize(("method", "steps"), INTERRUPTIONS)
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, small, whole, method, steps):
+    config = small(method=method)
+    with pytest.raises(Stop):
+        train(config, tmp_path, on_step=stop_after(steps))
+    path = directory_of(config, tmp_path)
+    assert not Run(path).done
+    assert len(Run(path).metrics) == steps
+    seen = []
+    run = train(config, tmp_path, on_step=lambda line: seen.append(line["global_step"]))
+    assert_same_run(run, whole(method))
+    done = max((s for s in (0, 2, 3, 4, 6, 7) if s <= steps and (s != 3 or method == "sft_then_rft")), default=0)
+    assert seen == list(range(done, len(run.metrics))), "only what the newest checkpoint lacks is done again"
+    assert not (path / "checkpoints").exists()
+
+
+def test_interrupted_twice(tmp_path, small, whole):
+    config = small(method="sft_then_rft")
+    for steps in (3, 5):
+        with pytest.raises(Stop):
+            train(config, tmp_path, on_step=stop_after(steps))
+    assert_same_run(train(config, tmp_path), whole("sft_then_rft"))
+
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from prefix_rft_lab import checkpoint, trainer
+from prefix_rft_lab.config import RunConfig
+
+flush, calls = checkpoint._flush, []
+
+def die_at_the_second(folder):
+    calls.append(folder)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    flush(folder)
+
+checkpoint._flush = die_at_the_second
+trainer.train(RunConfig.load(sys.argv[1]), out=sys.argv[2], progress=False)
+"""
+
+
+def test_a_killed_process_resumes_to_the_same_bits(tmp_path, small, monkeypatch):
+    """Killed by SIGKILL while it writes its second checkpoint; here with the real verifier."""
+    monkeypatch.setattr(trainer, "Verifier", Verifier)
+    config = small()
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, tmp_path / "config.yaml", tmp_path / "killed"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    path = directory_of(config, tmp_path / "killed")
+    assert [p.name for p in (path / "checkpoints").glob("step-*")] == ["step-000002"]
+    assert len(read_lines(path / "metrics.jsonl")) == 4
+    assert_same_run(train(config, tmp_path / "killed"), train(config, tmp_path / "whole"))
+    assert not (path / "checkpoints").exists()
+
+
+def interrupted(config, out, steps):
+    with pytest.raises(Stop):
+        train(config, out, on_step=stop_after(steps))
+    return directory_of(config, out)
+
+
+@pytest.mark.parametrize("damage", ["no optimizer", "empty state", "one bit"])
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, small, whole, damage):
+    config = small()
+    newest = interrupted(config, tmp_path, 4) / "checkpoints" / "step-000004"
+    weights = newest / "weights.safetensors"
+    if damage == "no optimizer":
+        (newest / "optimizer.pt").unlink()
+    elif damage == "empty state":
+        (newest / "state.json").write_text("")
+    else:
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    seen = []
+    with pytest.warns(UserWarning, match=r"step-000004 is skipped: .*an older one is used"):
+        run = train(config, tmp_path, on_step=lambda line: seen.append(line["global_step"]))
+    assert seen == [2, 3]
+    assert_same_run(run, whole("prefix_rft"))
+
+
+def test_a_torn_last_line_is_forgotten(tmp_path, small, whole):
+    config = small()
+    path = interrupted(config, tmp_path, 3)
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        with (path / name).open("a") as file:
+            file.write('{"stage": "prefix_rft", "st')
+    assert len(Run(path).metrics) == 3
+    assert len(Run(path).evaluations) == 2
+    assert_same_run(train(config, tmp_path), whole("prefix_rft"))
+
+
+def test_a_finished_run_is_returned_without_work(whole, monkeypatch):
+    run = whole("prefix_rft")
+    before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*")}
+
+    def refuse(*args):
+        raise AssertionError("a finished run was started again")
+
+    monkeypatch.setattr(trainer, "Trainer", refuse)
+    again = train(run.config, run.path.parent.parent)
+    assert again.path == run.path
+    assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*")} == before
+
+
+def test_checkpoints_are_bounded_and_gone_at_the_end(tmp_path, small):
+    config = small(**{"records.checkpoint_every": 1, "records.keep_checkpoints": 2})
+    folder = directory_of(config, tmp_path) / "checkpoints"
+    seen = []
+    train(config, tmp_path, on_step=lambda line: seen.append(sorted(p.name for p in folder.iterdir())))
+    assert seen == [
+        ["step-000001"],
+        ["step-000001", "step-000002"],
+        ["step-000002", "step-000003"],
+        ["step-000003", "step-000004"],
+    ]
+    assert not folder.exists()
+
+
+def test_a_checkpoint_holds_weights_moments_and_place(tmp_path, tiny):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    store = Checkpoints(tmp_path, config_hash="abc", keep=2)
+    place = Place(stage=1, step=4, global_step=12, seconds=3.5)
+    store.save(place, model, optimizer)
+    other = torch.nn.Linear(3, 2)
+    fresh = torch.optim.AdamW(other.parameters(), lr=0.5)
+    found, path = store.newest()
+    store.load(path, other, fresh)
+    assert found == place
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    for a, b in zip(optimizer.state.values(), fresh.state.values(), strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in ("exp_avg", "exp_avg_sq", "step"))
+    with pytest.warns(UserWarning, match="it belongs to another config"):
+        assert Checkpoints(tmp_path, config_hash="other", keep=2).newest() is None
+
+
+# ---------------------------------------------------------------- a full disk
+
+
+def no_space(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def append_without_space(original):
+    def opened(self, mode="r", *args, **kwargs):
+        if "a" in mode:
+            no_space()
+        return original(self, mode, *args, **kwargs)
+
+    return opened
+
+
+def raising(error):
+    def fail(*args, **kwargs):
+        raise error
+
+    return fail
+
+
+# What the libraries really raise on a full disk.
+TORCH = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+SAFETENSORS = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+FULL = {
+    "weights of a checkpoint": (checkpoint, "save_file", raising(SAFETENSORS)),
+    "optimizer of a checkpoint": (torch, "save", raising(TORCH)),
+    "line of metrics": (Path, "open", append_without_space(Path.open)),
+    "token table": (pd.DataFrame, "to_parquet", no_space),
+    "whole text file": (os, "fsync", no_space),
+    "final weights": (PreTrainedModel, "save_pretrained", raising(SAFETENSORS)),
+}
+
+
+@pytest.mark.parametrize("where", FULL)
+def test_a_full_disk_keeps_what_was_done_and_the_run_resumes(tmp_path, small, whole, where):
+    config = small()
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def fill(line):
+            if line["global_step"] == 1:
+                patch.setattr(*FULL[where])
+
+        with pytest.raises(RunError) as caught:
+            train(config, tmp_path, on_step=fill)
+    assert "no space left on the disk of" in str(caught.value)
+    assert "free some space and start the same run again" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    path = directory_of(config, tmp_path)
+    assert not Run(path).done
+    assert len(Run(path).metrics) >= 2
+    assert list(path.rglob("*tmp*")) == []
+    seen = []
+    assert_same_run(train(config, tmp_path, on_step=lambda line: seen.append(line)), whole("prefix_rft"))
+    assert len(seen) <= 2, "the first two steps were kept"
+
+
+def test_other_errors_of_the_disk_are_not_disguised(tmp_path, small):
+    config = small(**{"records.tokens_every": 0})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", raising(PermissionError(errno.EACCES, "Permission denied")))
+        with pytest.raises(PermissionError):
+            train(config, tmp_path)
+
+
+def test_too_little_space_at_the_start_is_refused(tmp_path, small, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**6, 10**6))
+    with pytest.raises(RunError, match=r"lies on a disk with 1 MiB free and the run needs at least 64 MiB; free some"):
+        train(small(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_a_diverged_run_is_refused_and_its_records_kept(tmp_path, small):
+    config = small(method="sft", **{"sft.lr": 1e30, "sft.warmup_fraction": 0.0, "evaluation.every": 0})
+    with pytest.raises(
+        RunError, match=r"(loss|grad_norm) = (nan|inf) at step \d: the run diverged; lower rl.lr or sft.lr"
+    ):
+        train(config, tmp_path)
+    path = directory_of(config, tmp_path)
+    assert len(Run(path).metrics) >= 1
+    assert Run(path).metrics["loss"].notna().all()
+    assert not Run(path).done
+
+
+@pytest.mark.parametrize("method", ["sft", "sft_then_rft", "prefix_rft"])
+def test_methods_that_need_demonstrations_say_so(tmp_path, small, method):
+    with pytest.raises(ConfigError, match=rf"method = '{method}' needs demonstrations and none of the 12 training"):
+        train(small(method=method, **{"data.demonstration_fraction": 0.0}), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rollout.max_prompt_tokens": 2}, "leaves no training problem"),
+        ({"rollout.max_response_tokens": 240}, "exceeds the model's context of 256 tokens; lower one of them"),
+        ({"data.expert": "sloppy"}, "data.expert = 'sloppy' is not known"),
+        ({"data.problems": "nowhere.jsonl"}, "data.problems = 'nowhere.jsonl' is not a file"),
+        ({"model.path": "tests"}, "holds no config.json"),
+    ],
+)
+def test_configs_that_cannot_run_leave_nothing_behind(tmp_path, small, changes, words):
+    (tmp_path / "tests").mkdir()
+    if "model.path" in changes:
+        changes = {"model.path": str(tmp_path / "tests")}
+    with pytest.raises(ConfigError) as caught:
+        train(small(**changes), tmp_path / "runs")
+    assert words in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+# ---------------------------------------------------------------- what a run records
+
+
+def test_the_base_method_only_evaluates(tmp_path, small, tiny):
+    run = train(small(method="base"), tmp_path)
+    assert run.done
+    assert run.metrics.empty
+    assert run.evaluations["global_step"].tolist() == [0]
+    assert set(run.summary["splits"]) == {"test", "ood"}
+    assert len(run.evaluation("test")) == 4
+    weights = load_file(run.path / "model" / "model.safetensors")
+    assert all(torch.equal(p, weights[name]) for name, p in tiny[0].named_parameters() if name in weights)
+
+
+def test_rft_needs_no_demonstrations(tmp_path, small):
+    config = small(method="rft", **{"data.demonstration_fraction": 0.0, "rl.steps": 2})
+    run = train(config, tmp_path)
+    assert len(run.metrics) == 2
+    assert json.loads((run.path / "data.json").read_text())["demonstrations"] == 0
+    assert run.evaluations["demonstration_nll"].isna().all()
+
+
+def test_a_fraction_of_the_demonstrations(tmp_path, small):
+    config = small(**{"data.demonstration_fraction": 0.25, "rl.steps": 3, "rollout.problems_per_step": 12})
+    run = train(config, tmp_path)
+    assert json.loads((run.path / "data.json").read_text())["demonstrations"] == 3
+    with Trainer(config, RunWriter(config, tmp_path)) as one:
+        rows = one.rows(methods.PREFIX_RFT, 0)
+    # Every problem once a step; those without a demonstration get plain rows, none is left out.
+    assert len(rows) == 12 * 4
+    assert sum(row.is_hybrid for row in rows) == 3
+
+
+def test_demonstrations_by_the_policy_itself(tmp_path, small):
+    def demonstrations(**changes):
+        config = small(**changes)
+        with Trainer(config, RunWriter(config, tmp_path)) as one:
+            return [p.demonstration_ids for p in one.train_problems], one.eos_id
+
+    own, eos = demonstrations(**{"data.expert": "self"})
+    assert sum(ids is not None for ids in own) >= 6
+    assert all(ids[-1] == eos and eos not in ids[:-1] for ids in own if ids is not None)
+    assert own != demonstrations()[0]
+    assert demonstrations(seed=5, **{"data.expert": "self"})[0] == own, "seeds share their data"
+    assert demonstrations(**{"data.expert": "self", "data.seed": 1})[0] != own
+    assert demonstrations(**{"data.expert": f"policy:{ASSETS}"})[0] == own
+    run = train(small(**{"data.expert": "self", "rl.steps": 2}), tmp_path)
+    assert run.done
+
+
+def test_every_metric_is_documented_and_every_documented_metric_occurs(whole):
+    names = {name.replace("<kind>", kind) for name in measure.METRICS for kind in KIND_NAMES.values()}
+    for method in ("prefix_rft", "sft_then_rft"):
+        assert set(whole(method).metrics.columns) <= names
+    assert set(whole("prefix_rft").metrics.columns) == names
+    assert all(measure.METRICS.values())
+
+
+def test_metrics_agree_with_the_token_table(whole):
+    run = whole("prefix_rft")
+    tokens, metrics = run.tokens, run.metrics.set_index("global_step")
+    assert sorted(tokens["step"].unique()) == [0, 2]
+    for step, table in tokens.groupby("step"):
+        line = metrics.loc[step]
+        for kind, part in table.groupby("kind"):
+            assert len(part) == line[f"tokens_{kind}"]
+            assert part["entropy"].mean() == pytest.approx(line[f"entropy_{kind}"], rel=1e-5)
+            assert -part["logp"].mean() == pytest.approx(line[f"nll_{kind}"], rel=1e-5)
+        rows = table.groupby(["problem", "row"]).first()
+        assert rows["score"].mean() == pytest.approx(line["reward"])
+        prefix = table[table["kind"] == "prefix"]
+        assert prefix["kept"].mean() == pytest.approx(line["kept_share"])
+        assert (prefix.loc[~prefix["kept"], "advantage"] == 0).all()
+        assert len(prefix) / len(table) == pytest.approx(line["prefix_share"])
+
+
+def test_files_of_a_run(whole, small):
+    run = whole("sft_then_rft")
+    assert run.config == small(method="sft_then_rft")
+    assert run.metrics["stage"].tolist() == ["sft"] * 3 + ["rft"] * 4
+    assert run.metrics["step"].tolist() == [0, 1, 2, 0, 1, 2, 3]
+    assert run.metrics["global_step"].tolist() == list(range(7))
+    assert run.evaluations["global_step"].tolist() == [0, 2, 3, 4, 6, 7]
+    assert run.evaluations["stage"].tolist() == ["base", "sft", "sft", "rft", "rft", "rft"]
+    assert json.loads((run.path / "data.json").read_text()) == {
+        "train": 12,
+        "demonstrations": 12,
+        "validation": 4,
+        "dropped": {},
+    }
+    assert json.loads((run.path / "DONE.json").read_text())["config"] == run.config.hash()
+    assert list(run.path.rglob("*.tmp")) == []
+
+
+def test_the_final_weights_are_those_that_were_evaluated(tmp_path, whole, small):
+    """A base run from the saved model repeats the final evaluation of the run that wrote it."""
+    run = whole("prefix_rft")
+    again = train(small(method="base", **{"model.path": str(run.path / "model")}), tmp_path)
+    for split in ("test", "ood"):
+        pd.testing.assert_frame_equal(again.evaluation(split), run.evaluation(split))
+    moved = train(small(method="base"), tmp_path)
+    assert not moved.evaluation("test").equals(run.evaluation("test")), "training changed the policy"
+
+
+def test_evaluation_only_before_and_after(tmp_path, small):
+    run = train(small(method="rft", **{"evaluation.every": 0, "evaluation.hard_tries": 0, "rl.steps": 3}), tmp_path)
+    assert run.evaluations["global_step"].tolist() == [0, 3]
+    assert "hard" not in run.evaluations or run.evaluations["hard"].isna().all()
