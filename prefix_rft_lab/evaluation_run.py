@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from prefix_rft_lab.config import ConfigError, RunConfig, preset
-from prefix_rft_lab.runs import Run, disk_error, environment, write_json
+from prefix_rft_lab.runs import Run, environment, write_json, write_table
 from prefix_rft_lab.types import Problem
 
 
@@ -152,14 +152,7 @@ def _problems(config: RunConfig, split: str) -> tuple[list[Problem], dict[str, i
 def _write(
     out: Path, config: RunConfig, split: str, table: pd.DataFrame, summary: dict[str, Any], dropped: dict[str, int]
 ) -> tuple[Path, Path]:
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        table.to_parquet(temporary, index=False)
-        temporary.replace(out)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise disk_error(error, out) from error
+    write_table(out, table)
     beside = out.with_suffix(".json")
     write_json(
         beside,

@@ -611,7 +611,9 @@ def nll_against_reward(runs: Sequence[Run], *, label: Label | None = None) -> Ru
                 for step in steps
             ]
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        lowest, highest = axes.get_xlim()
+        # 1, 2, 5 would run into each other over more than two decades.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest < 100 * lowest else (1,)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(f"{name} ({_hard_count(runs)})" if name == "Train-hard" else name, loc="left", fontsize=9.5)

@@ -79,6 +79,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=True) + "\n")
 
 
+def write_table(path: Path, frame: pd.DataFrame) -> None:
+    """Write a parquet file whole or not at all; errors as :func:`write_text`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frame.to_parquet(temporary, index=False)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(error, path) from error
+
+
 def append_line(path: Path, value: dict[str, Any]) -> None:
     """Append one JSON line; readers ignore a torn last line."""
     try:
@@ -111,7 +123,7 @@ def environment(threads: int) -> dict[str, Any]:
         "prefix_rft_lab": prefix_rft_lab.__version__,
         "source": source_hash(),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": " ".join([platform.system(), *platform.libc_ver()]),
         "processor": platform.machine(),
         "cpus": os.cpu_count(),
         "threads": threads,
@@ -310,15 +322,7 @@ class RunWriter:
 
     def table(self, name: str, frame: pd.DataFrame) -> None:
         """Write ``<name>.parquet`` whole or not at all."""
-        path = self.path / f"{name}.parquet"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            frame.to_parquet(temporary, index=False)
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise disk_error(error, path) from error
+        write_table(self.path / f"{name}.parquet", frame)
 
     def finish(self, summary: dict[str, Any], seconds: float) -> None:
         """Write the summary, then ``DONE.json`` with hashes of config and metrics: the run is complete."""

@@ -180,8 +180,8 @@ class Trainer:
         """Train all stages, resuming where the newest checkpoint stands, then evaluate and write the summary."""
         started = time.perf_counter()
         config, writer = self.config, self.writer
-        found = self.checkpoints.newest()
         writer.start(self.data_report)
+        found = self.checkpoints.newest()
         self._find_hard_problems()
         place = found[0] if found else Place(stage=0, step=0, global_step=0)
         # Without a checkpoint everything is written again, the evaluation before the first step too.
