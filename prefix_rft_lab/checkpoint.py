@@ -34,6 +34,8 @@ class Place:
     """Steps of all stages that are done."""
     seconds: float = 0.0
     """Training time so far."""
+    verifier_timeouts: int = 0
+    """Verifications that ran out of time so far."""
 
 
 class Checkpoints:

@@ -59,6 +59,14 @@ def load_policy(config: RunConfig) -> tuple[Any, Any]:
             "a Hub name with a network or a filled cache"
         ) from error
     check_tokenizer(tokenizer, path)
+    for name, neutral in (("final_logit_softcapping", None), ("logit_scale", 1), ("logits_scaling", 1)):
+        value = getattr(model.config, name, None)
+        if value not in (None, neutral):
+            # Log-probabilities are taken from the vocabulary projection as it is.
+            raise ConfigError(
+                f"model.path = {path!r} changes its logits ({name} = {value}), which the kit does not do; use a model "
+                "without it, such as a Llama or Qwen2"
+            )
     context = getattr(model.config, "max_position_embeddings", None)
     needed = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
     if context is not None and needed > context:
@@ -81,13 +89,8 @@ def response_stats(
         temperature: divides the logits, as in sampling.
         autocast: arithmetic of the forward pass, None for float32.
     """
-    mask = batch.response_mask
     device = batch.input_ids.device
-    with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-        hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    # The token at place t is predicted at place t - 1.
-    states = hidden[:, :-1][mask[:, 1:]]  # (tokens, channels)
-    targets = batch.input_ids[:, 1:][mask[:, 1:]]  # (tokens,)
+    states, targets = _predictions(model, batch, autocast)
     head = model.get_output_embeddings()
 
     def project(states: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,3 +108,41 @@ def response_stats(
         ]
         logp, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
     return TokenStats(logp=logp, entropy=entropy)
+
+
+def _predictions(model: Any, batch: SequenceBatch, autocast: torch.dtype | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states (tokens, channels) that predict the response tokens, and those tokens' ids (tokens,)."""
+    device = batch.input_ids.device
+    with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+        hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    # The token at place t is predicted at place t - 1.
+    mask = batch.response_mask[:, 1:]
+    return hidden[:, :-1][mask], batch.input_ids[:, 1:][mask]
+
+
+def alternatives(
+    model: Any,
+    batch: SequenceBatch,
+    k: int,
+    *,
+    temperature: float = 1.0,
+    autocast: torch.dtype | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k most probable tokens at the place of every response token.
+
+    Returns:
+        ids (tokens, k) int64 and probabilities (tokens, k) float32, most probable first; k is at most the vocabulary.
+    """
+    device = batch.input_ids.device
+    head = model.get_output_embeddings()
+    chunk = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+    ids, probs = [], []
+    with torch.no_grad():
+        states, _ = _predictions(model, batch, autocast)
+        for part in states.split(chunk):
+            with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+                logits = head(part)
+            top = torch.softmax(logits.float() / temperature, dim=-1).topk(min(k, logits.shape[-1]), dim=-1)
+            ids.append(top.indices)
+            probs.append(top.values)
+    return torch.cat(ids), torch.cat(probs)

@@ -120,6 +120,11 @@ class Trainer:
                 f"data.problems = {config.data.problems!r} leaves no training problem ({dict(dropped)}); raise "
                 "rollout.max_prompt_tokens or bring other problems"
             )
+        if not validation:
+            raise ConfigError(
+                f"data.problems = {config.data.problems!r} leaves no validation problem whose prompt fits "
+                f"rollout.max_prompt_tokens = {config.rollout.max_prompt_tokens}; raise it or bring other problems"
+            )
         if config.data.expert == "self" or config.data.expert.startswith("policy:"):
             train_problems = self._write_demonstrations(train_problems)
         with_demonstration = sum(p.demonstration_ids is not None for p in train_problems)
@@ -184,6 +189,7 @@ class Trainer:
         found = self.checkpoints.newest()
         self._find_hard_problems()
         place = found[0] if found else Place(stage=0, step=0, global_step=0)
+        self.verifier.timeouts = place.verifier_timeouts
         # Without a checkpoint everything is written again, the evaluation before the first step too.
         writer.rewind(place.global_step if found else -1)
         sections = [getattr(config, stage.optim) for stage in self.method.stages]
@@ -212,7 +218,13 @@ class Trainer:
                 if (config.records.checkpoint_every and global_step % config.records.checkpoint_every == 0) or last:
                     seconds = place.seconds + time.perf_counter() - started
                     self.checkpoints.save(
-                        Place(stage=index, step=step + 1, global_step=global_step, seconds=seconds),
+                        Place(
+                            stage=index,
+                            step=step + 1,
+                            global_step=global_step,
+                            seconds=seconds,
+                            verifier_timeouts=self.verifier.timeouts,
+                        ),
                         self.model,
                         optimizer,
                     )
@@ -243,6 +255,10 @@ class Trainer:
             ):
                 row.score = score
         clock.append(time.perf_counter())
+        recording = config.records.tokens_every and global_step % config.records.tokens_every == 0
+        places = measure.recorded(rows, config.records.token_problems) if recording else []
+        # Before the update: the alternatives are those that the rows were sampled among.
+        alternatives = self.updater.alternatives([rows[i] for i in places], config.records.top_k)
         result = self.updater.update(rows, stage, section, optimizer, step)
         clock.append(time.perf_counter())
         line: dict[str, Any] = {
@@ -258,13 +274,9 @@ class Trainer:
             for name, start, end in zip(("rollout", "score", "update"), clock, clock[1:], strict=False)
         }
         tables = {}
-        if config.records.tokens_every and global_step % config.records.tokens_every == 0:
+        if places:
             tables[f"tokens/step-{global_step:06d}"] = measure.token_table(
-                rows,
-                result,
-                tokenizer=self.tokenizer,
-                problems=config.records.token_problems,
-                global_step=global_step,
+                rows, places, result, alternatives, tokenizer=self.tokenizer, global_step=global_step
             )
         return line, tables
 

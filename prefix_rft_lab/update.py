@@ -17,7 +17,7 @@ import torch
 
 from prefix_rft_lab import advantages as credit
 from prefix_rft_lab import entropy as clip
-from prefix_rft_lab import methods, rng
+from prefix_rft_lab import methods, policy, rng
 from prefix_rft_lab.config import OptimConfig, RunConfig
 from prefix_rft_lab.policy import autocast_dtype, response_stats
 from prefix_rft_lab.tokens import pad_rows
@@ -92,7 +92,7 @@ class Updater:
         # Rows of a group stand side by side and start again at row 0.
         group = torch.tensor(np.cumsum([row.row == 0 for row in rows]))
         prefix_group = torch.tensor([i if row.prefix_ids else -1 for i, row in enumerate(rows)])
-        scores = torch.tensor([row.score for row in rows])
+        scores = torch.tensor([row.score for row in rows], dtype=torch.float32)
         values = credit.ESTIMATORS[self.config.loss.advantage](scores, group, prefix_group)
         return {
             TokenKind.ON_POLICY: values.sampled,
@@ -124,6 +124,14 @@ class Updater:
                 ):
                     found[i] = (logp, entropy)
         return found
+
+    def alternatives(self, rows: Sequence[Row], k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k most probable tokens (ids, probabilities; (tokens, k) each) at each response token, in row order."""
+        if not rows:
+            return torch.empty((0, k), dtype=torch.long), torch.empty((0, k))
+        batch = pad_rows(rows, self.pad_id, self.device)
+        temperature = self.config.rollout.temperature
+        return policy.alternatives(self.model, batch, k, temperature=temperature, autocast=self.autocast)
 
     def _forward(self, rows: Sequence[Row]) -> TokenStats:
         batch = pad_rows(rows, self.pad_id, self.device)
@@ -211,6 +219,10 @@ class Updater:
             if loss.requires_grad:
                 loss.backward()
             total += float(loss.detach())
+        if not batches:
+            # No row has a gradient, as when every group scores alike: still a step, on gradients of 0.
+            for parameter in self.model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), section.grad_clip))
         optimizer.step()
         return UpdateResult(
