@@ -22,7 +22,7 @@ def table(summary: dict) -> str:
     ]
     ood = {row["method"]: row for row in summary["compare"]["ood"]}
     for row in summary["compare"]["test"]:
-        cells = [f"{row[m]:.3f} [{row[f'{m}_low']:.3f}, {row[f'{m}_high']:.3f}]" for m in ("mean", "pass", "greedy")]
+        cells = [f"{row[m]:.3f} [{row[f'{m}_low']:.3f}, {row[f'{m}_high']:.3f}]" for m in ("avg", "pass", "greedy")]
         other = ood[row["method"]]
         cells.append(f"{other['mean']:.3f} [{other['low']:.3f}, {other['high']:.3f}]")
         lines.append(f"| {row['title']} | {row['seeds']} | " + " | ".join(cells) + " |")

@@ -128,3 +128,32 @@ def test_scrubber_carries_its_picture_and_splits_like_the_schedule():
     assert data["image/png"].startswith("iVBOR") and "38 tokens at first" in data["text/plain"]
     with pytest.raises(ConfigError, match="demonstration"):
         ScheduleScrubber(config, [])
+
+
+RESULTS = FOLDER.parent / "results" / "full"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_committed_notebooks_are_whole(name):
+    """What a reader on GitHub sees: executed to the end, in order, without an error or a path, below 1 MB."""
+    path = RESULTS / "notebooks" / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
+    source = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    own = [cell.source for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    assert own == [cell.source for cell in source.cells], "the notebook changed since: publish the results again"
+    assert path.stat().st_size < 1_000_000 and '"/' not in "".join(own)
+
+
+def test_committed_results_separate_base_and_methods():
+    """The claims of notebook 2, on the summary of the full profile."""
+    summary = json.loads((RESULTS / "summary.json").read_text())
+    rows = {row["method"]: row for row in summary["compare"]["test"]}
+    assert set(rows) == set(MAIN_METHODS)
+    base = rows.pop("base")
+    assert all(
+        row["seeds"] >= 5 and row["delta_low"] > 0 and row["avg_low"] > base["avg_high"] for row in rows.values()
+    )
+    assert all(rows["rft"]["avg_high"] < rows[name]["avg_low"] for name in ("sft", "sft_then_rft", "prefix_rft"))
