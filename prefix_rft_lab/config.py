@@ -325,7 +325,7 @@ def _tiny() -> dict[str, Any]:
     """The embedded world on 2 CPU cores: under a minute a run."""
     return {
         "name": "tiny",
-        "rollout": {"max_prompt_tokens": 24, "max_response_tokens": 96},
+        "rollout": {"problems_per_step": 16, "max_prompt_tokens": 24, "max_response_tokens": 96},
         "prefix": {"decay_steps": 150},
         "rl": {"steps": 150, "lr": 3e-4},
         "sft": {"steps": 60, "lr": 1e-3, "warmup_fraction": 0.1, "decay": "cosine"},

@@ -137,6 +137,7 @@ READERS = (
     "cli.py",
     "doctor.py",
     "evaluation_run.py",
+    "experiments.py",
     "notebooks.py",
     "parity.py",
     "plots.py",
