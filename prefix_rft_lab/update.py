@@ -183,7 +183,7 @@ class Updater:
         kept = torch.ones_like(ranked)
         concerned = [i for i in active if ranked[offsets[i] : offsets[i + 1]].any()]
         one_pass = len(batches) == 1
-        if concerned and not one_pass:
+        if ranked.any() and not (concerned and one_pass):
             # The clip ranks the tokens of the whole window, so their entropies must be known before the first batch.
             measure(concerned)
             kept = self._kept(all_entropy, ranked, rows, places, step)

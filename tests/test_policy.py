@@ -68,6 +68,10 @@ def test_a_step_without_gradient_keeps_the_momentum(tiny, small, rows):
         row.score = 1.0
     result = updater.update(rows, methods.PREFIX_RFT, config.rl, optimizer, 1)
     assert result.grad_norm == 0
+    ranked = int(result.ranked.sum())
+    assert ranked > 0 and int((result.kept & result.ranked).sum()) == ranked - int(ranked * 0.8), (
+        "the clip is still told"
+    )
     assert not torch.equal(before, model.base_model.embed_tokens.weight), "AdamW goes on along its momentum"
 
 
