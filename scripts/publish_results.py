@@ -13,6 +13,7 @@ import argparse
 import base64
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from PIL import Image
 
+EMBEDDED = re.compile(r"(data:image/png;base64,)([A-Za-z0-9+/=]+)")
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ("report.html", "report.md", "summary.json", "figures/*.png", "notebooks/*.ipynb")
 
@@ -29,6 +31,11 @@ def smaller(png: bytes) -> bytes:
     out = io.BytesIO()
     Image.open(io.BytesIO(png)).convert("RGB").quantize(256).save(out, format="png", optimize=True)
     return out.getvalue()
+
+
+def encoded_smaller(png: str) -> str:
+    """The same for a picture in base64."""
+    return base64.b64encode(smaller(base64.b64decode(png))).decode()
 
 
 def copied(path: Path) -> bytes:
@@ -41,8 +48,11 @@ def copied(path: Path) -> bytes:
             for output in cell.get("outputs", []):
                 png = output.get("data", {}).get("image/png")
                 if png:
-                    output["data"]["image/png"] = base64.b64encode(smaller(base64.b64decode(png))).decode()
+                    output["data"]["image/png"] = encoded_smaller(png)
         return (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()
+    if path.suffix == ".html":
+        page = path.read_text(encoding="utf-8")
+        return EMBEDDED.sub(lambda match: match[1] + encoded_smaller(match[2]), page).encode()
     return path.read_bytes()
 
 
