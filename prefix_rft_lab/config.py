@@ -202,10 +202,14 @@ class RecordConfig(_Section):
     """Steps between checkpoints; 0 writes none before the end of a stage."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints that are kept."""
-    tokens_every: int = Field(25, ge=0)
+    tokens_every: int = Field(10, ge=0)
     """Steps between token tables; 0 writes none."""
     token_problems: int = Field(2, ge=1)
-    """Problems of a step whose tokens are recorded."""
+    """Problems of a step whose rows are recorded."""
+    followed: int = Field(4, ge=0)
+    """Demonstrations, of the first training problems that have one, that are read (not trained) in every token table."""
+    most_tokens: int = Field(16384, ge=1)
+    """Tokens in one token table at most of the rows of the step, and as many of followed demonstrations; whole rows."""
     top_k: int = Field(5, ge=1)
     """Alternatives recorded for each token."""
     save_model: bool = True

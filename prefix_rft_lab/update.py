@@ -17,7 +17,7 @@ import torch
 
 from prefix_rft_lab import advantages as credit
 from prefix_rft_lab import entropy as clip
-from prefix_rft_lab import methods, policy, rng
+from prefix_rft_lab import methods, rng
 from prefix_rft_lab.config import OptimConfig, RunConfig
 from prefix_rft_lab.policy import autocast_dtype, response_stats
 from prefix_rft_lab.tokens import pad_rows
@@ -34,6 +34,7 @@ class UpdateResult:
     kinds: torch.Tensor  # (tokens,) int64 TokenKind
     entropy: torch.Tensor  # (tokens,) nats
     logp: torch.Tensor  # (tokens,) nats
+    old_logp: torch.Tensor  # (tokens,) nats, under the policy before the first window's update
     advantages: torch.Tensor  # (tokens,) before the entropy clip
     ranked: torch.Tensor  # (tokens,) bool, in the entropy clip's scope
     kept: torch.Tensor  # (tokens,) bool, False where the entropy clip took the advantage away
@@ -124,14 +125,6 @@ class Updater:
                 ):
                     found[i] = (logp, entropy)
         return found
-
-    def alternatives(self, rows: Sequence[Row], k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k most probable tokens (ids, probabilities; (tokens, k) each) at each response token, in row order."""
-        if not rows:
-            return torch.empty((0, k), dtype=torch.long), torch.empty((0, k))
-        batch = pad_rows(rows, self.pad_id, self.device)
-        temperature = self.config.rollout.temperature
-        return policy.alternatives(self.model, batch, k, temperature=temperature, autocast=self.autocast)
 
     def _forward(self, rows: Sequence[Row]) -> TokenStats:
         batch = pad_rows(rows, self.pad_id, self.device)
@@ -230,6 +223,7 @@ class Updater:
             grad_norm=norm,
             entropy=all_entropy,
             logp=all_logp,
+            old_logp=all_logp if old_logp is None else old_logp,
             advantages=values,
             kinds=kinds,
             kept=kept,
@@ -288,7 +282,7 @@ def _cut(rows: list[Row], parts: int) -> list[list[Row]]:
 
 def _merge(results: list[UpdateResult]) -> UpdateResult:
     """One result of several windows."""
-    columns = ("kinds", "entropy", "logp", "advantages", "ranked", "kept", "limited")
+    columns = ("kinds", "entropy", "logp", "old_logp", "advantages", "ranked", "kept", "limited")
     return UpdateResult(
         loss=float(np.mean([r.loss for r in results])),
         grad_norm=float(np.mean([r.grad_norm for r in results])),

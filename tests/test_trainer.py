@@ -23,7 +23,7 @@ from prefix_rft_lab import checkpoint, measure, methods, trainer
 from prefix_rft_lab.checkpoint import Checkpoints, Place
 from prefix_rft_lab.config import ConfigError
 from prefix_rft_lab.rewards import Verifier, extract_answer
-from prefix_rft_lab.runs import Run, RunError, RunWriter, directory_of, read_lines
+from prefix_rft_lab.runs import FOLLOWED, Run, RunError, RunWriter, directory_of, read_lines
 from prefix_rft_lab.tasks.base_policy import ASSETS
 from prefix_rft_lab.trainer import Trainer
 from prefix_rft_lab.types import KIND_NAMES
@@ -469,6 +469,7 @@ def test_every_metric_is_documented_and_every_documented_metric_occurs(whole):
 def test_metrics_agree_with_the_token_table(whole):
     run = whole("prefix_rft")
     tokens, metrics = run.tokens, run.metrics.set_index("global_step")
+    tokens = tokens[tokens["row"] != FOLLOWED]
     assert sorted(tokens["step"].unique()) == [0, 2]
     for step, table in tokens.groupby("step"):
         line = metrics.loc[step]
@@ -497,7 +498,9 @@ def test_files_of_a_run(whole, small):
         "demonstrations": 12,
         "validation": 4,
         "dropped": {},
+        "tokenizer": run.tokenizer,
     }
+    assert len(run.tokenizer) == 12
     assert json.loads((run.path / "DONE.json").read_text())["config"] == run.config.hash()
     assert list(run.path.rglob("*.tmp")) == []
 
