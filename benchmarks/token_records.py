@@ -62,9 +62,13 @@ def main() -> None:
     print(f"{args.method}, preset {args.preset}, {config.threads} thread(s), {args.steps} steps, each recorded")
     print(f"a step          mean {statistics.mean(steps):8.3f} s (min {min(steps):.3f}, max {max(steps):.3f})")
     print(f"its record      mean {statistics.mean(records):8.3f} s (min {min(records):.3f}, max {max(records):.3f})")
-    print(f"share of time   {ratio / every:8.2%} on average at records.tokens_every = {every}; {ratio:.1%} if every step")
+    print(
+        f"share of time   {ratio / every:8.2%} on average at records.tokens_every = {every}; {ratio:.1%} if every step"
+    )
     count = args.steps + 1
-    print(f"size            {size / tokens:8.1f} bytes a token, {tokens / count:.0f} tokens and {size / count / 1024:.0f} KiB a record")
+    print(
+        f"size            {size / tokens:8.1f} bytes a token, {tokens / count:.0f} tokens and {size / count / 1024:.0f} KiB a record"
+    )
     print(f"bound           {2 * config.records.most_tokens} tokens a record (2 x records.most_tokens)")
 
 
