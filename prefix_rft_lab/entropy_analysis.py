@@ -6,7 +6,7 @@ the distribution that the token there was drawn from, or would have been. Demons
 :data:`~prefix_rft_lab.runs.FOLLOWED`) count as a kind of their own, ``demonstration``: they are the same text at every
 step, where prefixes grow shorter as a schedule decays and so cover other places at every step.
 
-Every function refuses a table without the tokens that it speaks of, and one with NaN entropies: a mean over what is left
+Tables of several runs may be joined: rows are told apart by their run. Every function refuses a table without the tokens that it speaks of, and one with NaN entropies: a mean over what is left
 would hide that a policy diverged.
 """
 
@@ -25,7 +25,7 @@ from prefix_rft_lab.runs import FOLLOWED, RunError
 
 KINDS = ("prefix", "continuation", "on_policy", "demonstration")
 """Kinds that tables are split by; ``demonstration``: read, neither trained nor sampled."""
-_ROW = ["step", "problem", "row"]
+_ROW = ["run", "step", "problem", "row"]
 
 
 def checked(table: pd.DataFrame, what: str = "tokens", columns: Sequence[str] = ()) -> pd.DataFrame:
@@ -108,7 +108,7 @@ def clip_threshold(table: pd.DataFrame) -> pd.DataFrame:
         step, tokens (recorded prefix tokens of hybrid rows), share (of them that is kept), dropped (highest entropy of a
         dropped one, nats; NaN if none is), kept (lowest entropy of a kept one, nats; NaN if none is).
     """
-    table = _of_hybrid_rows(table)
+    table = of_hybrid_rows(table)
     table = table[table["kind"] == "prefix"]
     out = table.groupby("step").agg(tokens=("kept", "size"), share=("kept", "mean"))
     out["dropped"] = table[~table["kept"]].groupby("step")["entropy"].max()
@@ -119,8 +119,12 @@ def clip_threshold(table: pd.DataFrame) -> pd.DataFrame:
 # ---------------------------------------------------------------------- within a response
 
 
-def _of_hybrid_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Prefix and continuation tokens of rows that have both."""
+def of_hybrid_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Prefix and continuation tokens of the rows that have both.
+
+    Raises:
+        RunError: there is none.
+    """
     table = _only(table, ("prefix", "continuation"), "prefix tokens of hybrid rows", ["kept", "score"])
     kinds = table.groupby(_ROW)["kind"].transform("nunique")
     found = table[kinds == 2]
@@ -143,7 +147,7 @@ def seam(table: pd.DataFrame, before: int = 8, after: int = 8) -> pd.DataFrame:
         offset (tokens from the first continuation token), kind, tokens (rows that reach so far), entropy (mean, nats),
         error (standard error over rows; NaN for one row).
     """
-    table = _of_hybrid_rows(table)
+    table = of_hybrid_rows(table)
     length = table["kind"].eq("prefix").groupby([table[name] for name in _ROW]).transform("sum")
     offset = table["position"] - length
     table = table.assign(offset=offset)[(offset >= -before) & (offset < after)]
@@ -160,13 +164,13 @@ def hybrid_rows(table: pd.DataFrame, width: int = 4) -> pd.DataFrame:
         width: tokens on each side of the seam, or as many as there are.
 
     Returns:
-        step, problem, row, prefix_tokens, prefix_entropy and continuation_entropy (means, nats), before and after (mean
+        run, step, problem, row, prefix_tokens, prefix_entropy and continuation_entropy (means, nats), before and after (mean
         entropy of the last ``width`` prefix and first ``width`` continuation tokens, nats), jump (after - before, nats),
         score (of the row, 0 or 1).
     """
     if width < 1:
         raise ConfigError(f"width = {width} leaves no token at the seam; give at least 1")
-    table = _of_hybrid_rows(table).sort_values([*_ROW, "position"])
+    table = of_hybrid_rows(table).sort_values([*_ROW, "position"])
     parts = {kind: table[table["kind"] == kind].groupby(_ROW) for kind in ("prefix", "continuation")}
     out = parts["prefix"].agg(
         prefix_tokens=("entropy", "size"), prefix_entropy=("entropy", "mean"), score=("score", "first")
@@ -229,7 +233,7 @@ def forking_tokens(
             table[table["token_id"] == token].sort_values("entropy", ascending=False, kind="stable").index[:examples]
         )
         shown.append([_context(texts, row_of, int(place), context) for place in places])
-    return out.assign(contexts=shown).reset_index(drop=True)
+    return out.assign(contexts=pd.Series(shown, index=out.index, dtype=object)).reset_index(drop=True)
 
 
 def _context(texts: np.ndarray, row_of: np.ndarray, place: int, context: int) -> str:
@@ -244,13 +248,13 @@ def clip_stability(table: pd.DataFrame) -> pd.DataFrame:
     Compares prefix tokens and followed demonstrations of the same problem on the positions that both steps recorded.
 
     Returns:
-        problem, step_a, step_b, lag (steps), positions (compared), kept_a, kept_b (counts), jaccard (places kept at both
+        run, problem, step_a, step_b, lag (steps), positions (compared), kept_a, kept_b (counts), jaccard (places kept at both
         steps / at either; NaN where neither keeps any), chance (the Jaccard index that sets of these sizes, chosen
         independently, would have in expectation, to first order).
     """
     table = _only(table, ("prefix", "demonstration"), "tokens of demonstrations", ["kept"])
     parts = []
-    for problem, own in table.groupby("problem", sort=True):
+    for (run, problem), own in table.groupby(["run", "problem"], sort=True):
         # Two rows may hold the same place at one step (a followed demonstration that is also trained): one is enough.
         kept = own.pivot_table(index="step", columns="position", values="kept", aggfunc="first", sort=True)
         seen = kept.notna().to_numpy().astype(float)
@@ -262,6 +266,7 @@ def clip_stability(table: pd.DataFrame) -> pd.DataFrame:
         parts.append(
             pd.DataFrame(
                 {
+                    "run": run,
                     "problem": problem,
                     "step_a": steps[a],
                     "step_b": steps[b],
@@ -467,7 +472,7 @@ def recorded_change(table: pd.DataFrame) -> pd.DataFrame:
     size of the update: the prediction fails where a step moves a probability by much of itself.
 
     Returns:
-        step, problem, position, token_id, text, entropy (before, nats), predicted and observed (change, nats), rest
+        run, step, problem, position, token_id, text, entropy (before, nats), predicted and observed (change, nats), rest
         (probability outside the k).
 
     Raises:
@@ -493,6 +498,7 @@ def recorded_change(table: pd.DataFrame) -> pd.DataFrame:
     predicted = -((p * (log_p + entropy) * change).sum(1) + rest_change * of_rest)
     return pd.DataFrame(
         {
+            "run": own["run"],
             "step": own["step"],
             "problem": own["problem"],
             "position": own["position"],

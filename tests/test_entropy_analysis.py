@@ -21,6 +21,7 @@ def row(kinds, entropies, *, step=0, problem="a", number=0, kept=None, score=1.0
     ids = list(range(len(kinds))) if ids is None else ids
     return pd.DataFrame(
         {
+            "run": "one",
             "step": step,
             "problem": problem,
             "row": number,
