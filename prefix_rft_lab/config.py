@@ -205,7 +205,7 @@ class RecordConfig(_Section):
     tokens_every: int = Field(10, ge=0)
     """Steps between token tables; 0 writes none."""
     token_problems: int = Field(2, ge=1)
-    """Problems of a step whose rows are recorded."""
+    """Problems of a step whose rows are all recorded; of the others, one hybrid row each."""
     followed: int = Field(4, ge=0)
     """Demonstrations, of the first training problems that have one, that are read (not trained) in every token table."""
     most_tokens: int = Field(16384, ge=1)

@@ -2,7 +2,7 @@
 
 While training, two things are recorded at every ``records.tokens_every``-th step:
 
-* *trained rows*: all rows of some problems of the step, as the update saw them;
+* *trained rows*: all rows of some problems of the step and a hybrid row of each other, as the update saw them;
 * *followed demonstrations*: the whole demonstrations of a few fixed problems (row :data:`FOLLOWED`, kind prefix), taught
   to nobody here but read by the policy before and after the update. They are the same text at every step, so they show
   how the policy changes, and they hold what the first-order prediction of an entropy change is checked with.
@@ -126,19 +126,25 @@ def measure_rows(
 
 
 def chosen_rows(rows: Sequence[Row], problems: int, most: int) -> list[int]:
-    """Places, ascending, of the rows of a step that are recorded: the groups of its first ``problems`` problems.
+    """Places, ascending, of the rows of a step that are recorded: all of its first ``problems`` problems, and one hybrid
+    row of every other problem, since there are few of them and they are what one asks about.
 
-    Whole rows while they fit ``most`` tokens, of each group the row with a prefix first, since there is one of it. A
-    problem that comes round twice in a step is recorded once.
+    Whole rows while they fit ``most`` tokens, hybrid rows first. A problem that comes round twice in a step is recorded
+    once.
     """
     # Rows of a group stand side by side and start again at row 0.
     group = np.cumsum([row.row == 0 for row in rows]).tolist()
     first: dict[int, int] = {}
     for number, row in zip(group, rows, strict=True):
         first.setdefault(row.problem.index, number)
-    groups = set(list(first.values())[:problems])
-    order = [i for i, number in enumerate(group) if number in groups]
-    order.sort(key=lambda i: (not rows[i].prefix_ids, rows[i].row))
+    groups = list(first.values())
+    whole, others = set(groups[:problems]), set(groups[problems:])
+    order = [i for i, number in enumerate(group) if number in whole]
+    for i, number in enumerate(group):
+        if number in others and rows[i].is_hybrid:
+            order.append(i)
+            others.remove(number)
+    order.sort(key=lambda i: not rows[i].prefix_ids)
     places, used = [], 0
     for i in order:
         if used + len(rows[i].response_ids) <= most:

@@ -17,7 +17,19 @@ from collections.abc import Callable, Sequence
 
 from prefix_rft_lab.plots.base import KIND_STYLES, OKABE_ITO, RunFigure, environment, provenance, save_figure, visible
 from prefix_rft_lab.plots.scores import final_scores, pass_at_k
-from prefix_rft_lab.plots.tokens import kept_tokens
+from prefix_rft_lab.plots.tokens import (
+    advantage_covariance,
+    clip_stability,
+    collapse,
+    demonstration_map,
+    entropy_change,
+    entropy_quantiles,
+    forking_tokens,
+    kept_tokens,
+    relative_position,
+    reward_by_prefix_entropy,
+    seam,
+)
 from prefix_rft_lab.plots.training import (
     entropy_dynamics,
     gradient_norm,
@@ -36,10 +48,18 @@ __all__ = [
     "FIGURES",
     "KIND_STYLES",
     "OKABE_ITO",
+    "TOKEN_FIGURES",
     "RunFigure",
+    "advantage_covariance",
+    "clip_stability",
+    "collapse",
+    "demonstration_map",
+    "entropy_change",
     "entropy_dynamics",
+    "entropy_quantiles",
     "environment",
     "final_scores",
+    "forking_tokens",
     "gradient_norm",
     "kept_tokens",
     "learning_curves",
@@ -50,9 +70,12 @@ __all__ = [
     "policy_entropy",
     "prefix_lengths",
     "provenance",
+    "relative_position",
+    "reward_by_prefix_entropy",
     "rewards",
     "save_figure",
     "schedule",
+    "seam",
     "visible",
 ]
 
@@ -66,5 +89,19 @@ FIGURES: dict[str, DrawRuns] = {
     "lengths": lengths,
     "loss": loss,
     "gradient_norm": gradient_norm,
+    "collapse": collapse,
+    "demonstration_map": demonstration_map,
+    "entropy_change": entropy_change,
+    "advantage_covariance": advantage_covariance,
 }
-"""Figures that need nothing but runs, in the order of a report."""
+"""Figures that need nothing but runs of any methods, in the order of a report."""
+
+TOKEN_FIGURES: dict[str, DrawRuns] = {
+    "entropy_quantiles": entropy_quantiles,
+    "seam": seam,
+    "relative_position": relative_position,
+    "forking_tokens": forking_tokens,
+    "clip_stability": clip_stability,
+    "reward_by_prefix_entropy": reward_by_prefix_entropy,
+}
+"""Figures of the token tables of one method with prefixes, all its seeds together."""

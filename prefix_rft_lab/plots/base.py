@@ -57,14 +57,25 @@ SPARE_STYLES = (
     (OKABE_ITO["vermilion"], "X"),
 )
 
-KIND_STYLES: dict[str, Any] = {"on_policy": "-", "continuation": (0, (5, 1.6)), "prefix": (0, (1.2, 1.2))}
-"""Token kind -> line style."""
-KIND_SHADES = {"on_policy": ("#000000", 0.6), "continuation": ("#000000", 0.2), "prefix": ("#ffffff", 0.15)}
+KIND_STYLES: dict[str, Any] = {
+    "on_policy": "-",
+    "continuation": (0, (5, 1.6)),
+    "prefix": (0, (1.2, 1.2)),
+    "demonstration": (0, (5, 1.5, 1, 1.5)),
+}
+"""Token kind -> line style; ``demonstration`` is read, neither trained nor sampled."""
+KIND_SHADES = {
+    "on_policy": ("#000000", 0.6),
+    "continuation": ("#000000", 0.2),
+    "prefix": ("#ffffff", 0.15),
+    "demonstration": ("#595959", 0.7),
+}
 """Token kind -> what a method's colour is mixed with where three kinds share a panel."""
 KIND_TITLES = {
     "on_policy": "on-policy (no prefix)",
     "continuation": "continuation (after a prefix)",
     "prefix": "prefix (demonstration)",
+    "demonstration": "whole demonstration (only read)",
 }
 GREY = "#595959"
 SCORES = ("avg", "pass", "greedy")

@@ -219,7 +219,7 @@ def entropy_dynamics(runs: Sequence[Run], *, label: Label | None = None) -> RunF
     Entropies are of the training rows (nats over the full vocabulary, before each update); a method without tokens of
     a kind has no line for it.
     """
-    kinds = [(kind, f"entropy_{kind}", "metrics") for kind in KIND_STYLES]
+    kinds = [(kind, f"entropy_{kind}", "metrics") for kind in KIND_STYLES if kind != "demonstration"]
     series = collect(runs, label, kinds)
     names = list(dict.fromkeys(one.name for one in series))
     windows = {
