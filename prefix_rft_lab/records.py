@@ -16,7 +16,7 @@ import codecs
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -199,12 +199,14 @@ class TokenRecorder:
                 self.followed.append(_demonstration(problem))
 
     def before(self, rows: list[Row], global_step: int) -> _Started | None:
-        """Measure what an update is about to change; None at steps that are not recorded."""
+        """Measure what an update is about to change; None at steps that are not recorded or have nothing that fits."""
         settings = self.config.records
         if not settings.tokens_every or global_step % settings.tokens_every:
             return None
         started = time.perf_counter()
         places = chosen_rows(rows, settings.token_problems, settings.most_tokens)
+        if not places and not self.followed:
+            return None
         # One forward pass for both: rows of similar length share a batch.
         measured = self._measure([rows[i] for i in places] + self.followed)
         split = sum(len(rows[i].response_ids) for i in places)
@@ -250,7 +252,7 @@ class TokenRecorder:
             part["entropy_after"] = after.entropy.numpy()
             part["top_probs_after"] = list(after.probs.numpy())
             parts.append(part)
-        table = _in_order(pd.concat(parts, ignore_index=True) if parts else pd.DataFrame())
+        table = _in_order(pd.concat(parts, ignore_index=True))
         table.attrs["tokenizer"] = self.identity
         started.seconds += time.perf_counter() - since
         return table
@@ -381,6 +383,7 @@ def token_table_of(
     temperature: float = 1.0,
     top_k: int = 5,
     seed: int = 0,
+    max_tokens: int | None = None,
     step: int = 0,
     run: str = "",
     score: bool = True,
@@ -396,6 +399,7 @@ def token_table_of(
         samples: responses sampled for each problem, with keyed seeds: equal arguments, equal responses.
         temperature: of sampling, and of log-probabilities, entropies and alternatives.
         top_k: alternatives of each token.
+        max_tokens: longest sampled response; by default ``rollout.max_response_tokens`` of the config.
         step: what to call the state of the model, such as its checkpoint's step.
         run: what to call the model.
         score: verify the samples against the problems' answers; otherwise scores are NaN.
@@ -412,9 +416,13 @@ def token_table_of(
     rows = [_demonstration(p) for p in problems if demonstrations and p.demonstration_ids is not None]
     sampled = [Row(problem=p, row=i) for p in problems for i in range(samples)]
     if not rows and not sampled:
+        missing = (
+            f"none of the {len(problems)} problems has a demonstration"
+            if demonstrations
+            else "no demonstration is read"
+        )
         raise ConfigError(
-            f"samples = 0 and none of the {len(problems)} problems has a demonstration to read; sample at least 1 "
-            "response, or bring problems with a demonstration"
+            f"samples = 0 and {missing}, which leaves no token; sample at least 1 response, or read demonstrations"
         )
     updater = Updater(model, config, pad_id=pad_id(tokenizer))
     if sampled:
@@ -427,7 +435,7 @@ def token_table_of(
         requests = [
             Request(
                 context_ids=row.problem.prompt_ids,
-                max_new_tokens=config.rollout.max_response_tokens,
+                max_new_tokens=max_tokens or config.rollout.max_response_tokens,
                 key=rng.key(seed, "tokens", row.problem.index, row.row),
             )
             for row in sampled
@@ -479,3 +487,144 @@ def steps_of(models: Sequence[str], steps: Sequence[int] | None = None) -> list[
             "model a step of its own"
         )
     return list(steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What came of :func:`read_tokens`."""
+
+    table: pd.DataFrame
+    dropped: dict[str, int]
+    """Problems or demonstrations left out, by reason."""
+
+
+def read_tokens(
+    models: Sequence[str],
+    *,
+    problems: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    steps: Sequence[int] | None = None,
+    demonstrations: bool = True,
+    samples: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 5,
+    seed: int = 0,
+    max_tokens: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+) -> Reading:
+    """:func:`token_table_of` one model, or of several checkpoints with one vocabulary, on the problems of a file.
+
+    Args:
+        models: ``tiny``, directories in Hugging Face format, Hub names, or directories of finished runs. A run brings its
+            config; any other model reads texts up to half of its context.
+        problems: JSONL or parquet file, or ``chains`` (the default, unless the first model is a run on a file).
+        split: of the problems; by default as ``prefix-rft evaluate``.
+        limit: only the first so many problems.
+        steps: what to call the checkpoints; see :func:`steps_of`.
+        max_tokens: longest sampled response; by default the config's, at most 512 where none was trained with.
+        changes: dotted config fields and values on top.
+        out: a ``.parquet`` file for the table.
+
+    Raises:
+        ConfigError: models, problems or values that cannot be used, or models with different vocabularies.
+        RunError: the disk is full.
+    """
+    from prefix_rft_lab.evaluation_run import config_for, default_split, is_run, problems_of
+    from prefix_rft_lab.runs import write_table
+    from prefix_rft_lab.tokens import encode_problems
+
+    if out is not None and Path(out).suffix != ".parquet":
+        raise ConfigError(f"out = {str(out)!r} does not end in .parquet; give the name of a parquet file")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit = {limit} leaves no problem; give at least 1")
+    if max_tokens is not None and max_tokens < 1:
+        raise ConfigError(f"max_tokens = {max_tokens} leaves nothing to sample; give at least 1")
+    if not models:
+        raise ConfigError("models = [] names no model; give at least one")
+    numbers = steps_of(models, steps)
+    tables: list[pd.DataFrame] = []
+    dropped: dict[str, int] = {}
+    for model_name, step in zip(models, numbers, strict=True):
+        own = is_run(Path(model_name).expanduser())
+        given = {**({} if problems is None else {"data.problems": problems}), **(changes or {})}
+        # The limits of the preset would drop most texts; the model's context takes their place.
+        fields = {"rollout.max_prompt_tokens", "rollout.max_response_tokens"} - set(changes or {})
+        small = {} if own or model_name == "tiny" else dict.fromkeys(fields, 2)
+        config = config_for(model_name, changes={**small, **given})
+        torch.set_num_threads(config.threads)
+        found, reasons = problems_of(config, split or default_split(model_name, config))
+        model, tokenizer = policy.load_policy(config)
+        if small:
+            half = int(getattr(model.config, "max_position_embeddings", None) or 32768) // 2
+            config = config.replace(**dict.fromkeys(small, half))
+        encoded, more = encode_problems(tokenizer, found[:limit], config)
+        dropped = {**reasons, **more}
+        if not encoded:
+            raise ConfigError(
+                f"data.problems = {config.data.problems!r} leaves no problem ({dropped}); raise rollout.max_prompt_tokens"
+            )
+        sampled = config.rollout.max_response_tokens if own or model_name == "tiny" else 512
+        tables.append(
+            token_table_of(
+                model,
+                tokenizer,
+                encoded,
+                config,
+                demonstrations=demonstrations,
+                samples=samples,
+                temperature=temperature,
+                top_k=top_k,
+                seed=seed,
+                max_tokens=min(max_tokens or sampled, config.rollout.max_response_tokens),
+                step=step,
+                run=Path(models[0]).name,
+            )
+        )
+        if tables[-1].attrs["tokenizer"] != tables[0].attrs["tokenizer"]:
+            raise ConfigError(
+                f"model = {model_name!r} has another vocabulary than {models[0]!r}; make a table of each by itself"
+            )
+    table = pd.concat(tables, ignore_index=True)
+    table.attrs["tokenizer"] = tables[0].attrs["tokenizer"]
+    if out is not None:
+        write_table(Path(out), table)
+    return Reading(table=table, dropped=dropped)
+
+
+def format_reading(reading: Reading, most: int = 10) -> str:
+    """A reading in a few lines: what was left out, entropy by kind, and where the model was least sure.
+
+    Token texts come from a model: control characters are shown as escapes.
+    """
+    from prefix_rft_lab import entropy_analysis as analysis
+    from prefix_rft_lab.evaluation_run import format_table
+
+    table = reading.table
+    lines = [f"left out: {count} x {reason}" for reason, count in reading.dropped.items()]
+    rows = [("step", "kind", "tokens", "entropy (nats)", "NLL (nats)")]
+    rows += [
+        (str(line["step"]), line["kind"], str(line["tokens"]), f"{line['entropy']:.4f}", f"{line['nll']:.4f}")
+        for line in analysis.entropy_by_kind(table).to_dict("records")
+    ]
+    problems, temperature = table["problem"].nunique(), table["temperature"].iloc[0]
+    lines += [f"{problems} problems, {len(table)} tokens, temperature {temperature:g}", format_table(rows)]
+    if table["score"].notna().any():
+        scores = table.drop_duplicates(["step", "problem", "row"])["score"].dropna()
+        lines.append(f"{scores.mean():.3f} of {len(scores)} samples right")
+    forks = analysis.forking_tokens(table, most=most, examples=1)
+    if len(forks):
+        rows = [("token", "id", "tokens", "entropy (nats)", "least certain")]
+        rows += [
+            (_plain(f["text"]), str(f["token_id"]), str(f["tokens"]), f"{f['entropy']:.3f}", _plain(f["contexts"][0]))
+            for f in forks.to_dict("records")
+        ]
+        lines += ["", format_table(rows)]
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Text that a terminal shows and does not obey."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+    return shown if shown.strip() == shown and shown else repr(shown)
