@@ -32,6 +32,7 @@ from prefix_rft_lab.plots.base import (
     method_handles,
     mixed,
     new_figure,
+    note_of,
     nothing_recorded,
     run_name,
     stage_note,
@@ -50,9 +51,9 @@ def tokens_of(runs: Sequence[Run]) -> pd.DataFrame:
     """
     if not runs:
         raise ConfigError("runs = [] holds no run; give the runs of one method")
-    named = {run.tokenizer: run for run in reversed(runs)}
-    if len(named) > 1:
-        first, other = list(named.values())[:2]
+    other = next((run for run in runs if run.tokenizer != runs[0].tokenizer), None)
+    if other is not None:
+        first = runs[0]
         raise ConfigError(
             f"{run_name(first)} and {run_name(other)} have different vocabularies ({first.tokenizer or 'not recorded'}, "
             f"{other.tokenizer or 'not recorded'}), so their tokens cannot be joined; give runs of one model"
@@ -481,10 +482,16 @@ def entropy_change(runs: Sequence[Run]) -> RunFigure:
     caption = (
         "Change of the entropy in nats at tokens of followed demonstrations by the update of a recorded step, against minus the "
         "covariance of log-probability and its change under the policy before it; a panel a method "
-        f"({', '.join(f'{stats.title(name, members)} n = {len(table)}' for name, (members, table) in panels.items())})."
+        f"({', '.join(f'{stats.title(name, members)} n = {len(table)}' for name, (members, table) in panels.items())}); "
+        f"{_seeds({name: members for name, (members, _) in panels.items()})}."
     )
     data = pd.concat([table.assign(method=name) for name, (_, table) in panels.items()], ignore_index=True)
     return finish(figure, data, caption)
+
+
+def _seeds(groups: dict[str, list[Run]]) -> str:
+    counts = sorted({len(members) for members in groups.values()})
+    return f"{'/'.join(map(str, counts))} seed{'' if counts == [1] else 's'} a method"
 
 
 def _agreement(table: pd.DataFrame) -> str:
@@ -528,7 +535,8 @@ def advantage_covariance(runs: Sequence[Run]) -> RunFigure:
     from_zero([below])
     caption = (
         "Above: covariance (nats) of log-probability and advantage over recorded on-policy tokens; where it is positive, "
-        "policy gradient is predicted to lower entropy. Below: mean entropy of on-policy tokens in nats. Against training step."
+        "policy gradient is predicted to lower entropy. Below: mean entropy of on-policy tokens in nats. Against training step; "
+        f"{note_of(shown)}."
     )
     return finish(figure, data, caption)
 
@@ -540,7 +548,7 @@ def collapse(runs: Sequence[Run]) -> RunFigure:
     both = {name: (entropy[name], score[name]) for name in entropy if name in score and entropy[name].method != "base"}
     if not both:
         raise nothing_recorded(runs, "entropies beside scores (entropy, avg)")
-    lines = []
+    paths = []
     figure, grid = new_figure(
         7.5, 3.6, title="Entropy given up for reward", legends=[method_handles([one for _, one in both.values()], base_line=True)],
         note="validation split, a point an evaluation, joined in training order; thin: seeds, thick: their mean",
@@ -550,9 +558,11 @@ def collapse(runs: Sequence[Run]) -> RunFigure:
         for seed in across.frame:
             frame = pd.DataFrame({"entropy": across.frame[seed], "reward": up.frame[seed]}).dropna()
             axes.plot(frame["entropy"], frame["reward"], color=across.colour, lw=0.8, alpha=0.4)
+            path = frame.rename_axis("global_step").reset_index().assign(method=name, seed=str(seed))
             if len(frame) > 1:
                 found = analysis.collapse(frame.index.to_list(), frame["entropy"].to_list(), frame["reward"].to_list())
-                lines.append({"method": name, "seed": seed, **{key: getattr(found, key) for key in _COLLAPSE}})
+                path = path.assign(**{key: getattr(found, key) for key in _COLLAPSE})
+            paths.append(path)
         full = across.frame.notna().all(axis=1) & up.frame.reindex(across.frame.index).notna().all(axis=1)
         mean_x, mean_y = across.frame[full].mean(axis=1), up.frame.reindex(across.frame.index)[full].mean(axis=1)
         axes.plot(mean_x, mean_y, color=across.colour, lw=1.8, marker=across.marker, ms=4.5, mec="white", mew=0.5)
@@ -569,9 +579,9 @@ def collapse(runs: Sequence[Run]) -> RunFigure:
     from_zero([axes], share=True)
     caption = (
         f"avg@{k_of(runs)} against the mean entropy in nats of sampled validation responses, a point an evaluation, joined in the "
-        f"order of training; black circle: before training; dotted: half of its entropy.{stage_note(list(entropy.values()), ticks=False)}"
+        f"order of training; black circle: before training; dotted: half of its entropy; {note_of(list(entropy.values()))}.{stage_note(list(entropy.values()), ticks=False)}"
     )
-    return finish(figure, pd.DataFrame(lines), caption)
+    return finish(figure, pd.concat(paths, ignore_index=True), caption)
 
 
 _COLLAPSE = ("start", "end", "half_time", "lost", "gained", "per_nat")
