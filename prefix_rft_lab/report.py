@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePath
@@ -128,7 +128,7 @@ def write_report(
     write_text(folder / "report.html", _template("report.html.j2").render(**context))
     write_text(folder / "report.md", _markdown(context))
     if figures:
-        write_gallery(folder, title=f"{title}: figures", first=[figure.name for figure in figures])
+        write_gallery(folder, title=f"{title}: figures", titles={figure.name: figure.title for figure in figures})
     write_json(
         folder / "summary.json",
         _plain_values(
@@ -482,13 +482,13 @@ class Picture:
     """(what it is, path relative to the page)."""
 
 
-def write_gallery(folder: str | Path, *, title: str, first: Sequence[str] = ()) -> Path:
+def write_gallery(folder: str | Path, *, title: str, titles: Mapping[str, str] | None = None) -> Path:
     """Write ``gallery.html``: every figure below ``<folder>/figures`` with its caption and links to its files.
 
     Takes all that :func:`prefix_rft_lab.plots.save_figure` left there, whoever drew it. Works offline.
 
     Args:
-        first: names of figures in the order wanted; the others follow by name.
+        titles: names of figures and their titles, in the order wanted; the others follow by name.
 
     Raises:
         ConfigError: there is no figure.
@@ -499,13 +499,14 @@ def write_gallery(folder: str | Path, *, title: str, first: Sequence[str] = ()) 
     }
     if not names:
         raise ConfigError(f"folder = {folder.name!r} holds no figures/*.png; save some by plots.save_figure first")
-    order = [name for name in first if name in names]
-    pictures = [_picture(folder, name) for name in [*order, *sorted(names - set(order))]]
+    order = {name: text for name, text in (titles or {}).items() if name in names}
+    order |= {name: _title(name) for name in sorted(names - set(order))}
+    pictures = [_picture(folder, name, text) for name, text in order.items()]
     write_text(folder / "gallery.html", _template("gallery.html.j2").render(title=title, figures=pictures))
     return folder / "gallery.html"
 
 
-def _picture(folder: Path, name: str) -> Picture:
+def _picture(folder: Path, name: str, title: str) -> Picture:
     files = {ending: folder / "figures" / f"{name}.{ending}" for ending in _FORMATS}
     png = files["png"].read_bytes()
     caption = ""
@@ -515,7 +516,7 @@ def _picture(folder: Path, name: str) -> Picture:
     width, height = (int.from_bytes(png[start : start + 4], "big") for start in (16, 20))
     return Picture(
         name=name,
-        title=_title(name),
+        title=title,
         caption=caption,
         png=base64.b64encode(png).decode(),
         width=round(width * 96 / 144),

@@ -186,7 +186,7 @@ def test_figures_are_saved_beside_it(folder, page):
 
 def test_gallery_has_every_figure_with_its_files(folder):
     plots.save_figure(plots.schedule(preset("tiny")), folder / "figures" / "mine" / "a #1?")
-    page = Page(write_gallery(folder, title=HOSTILE, first=["final_scores-test", "gone"]))
+    page = Page(write_gallery(folder, title=HOSTILE, titles={"final_scores-test": "Scores", "gone": "No"}))
     assert not page.open and not page.all("script") and len(page.all("title")) == 1
     assert page.text.count(HOSTILE) == 2
     stems = {path.relative_to(folder / "figures").with_suffix("").as_posix() for path in folder.rglob("*.png")}
