@@ -10,10 +10,9 @@ import nbformat
 import pytest
 
 from prefix_rft_lab import load_all
-from prefix_rft_lab.config import ConfigError, preset
+from prefix_rft_lab.config import ConfigError
 from prefix_rft_lab.experiments import MAIN_METHODS, PROFILES, main_comparison
 from prefix_rft_lab.notebooks import parameters_of, reproduce
-from prefix_rft_lab.widgets import ScheduleScrubber
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
@@ -115,19 +114,6 @@ def test_profiles_differ_in_size_only():
     assert len({(config.method, config.seed) for config in configs}) == len(configs)
     with pytest.raises(ConfigError, match=r"profile = 'huge' .* smoke, quick, full"):
         main_comparison("huge")
-
-
-def test_scrubber_carries_its_picture_and_splits_like_the_schedule():
-    config = preset("tiny")
-    widget = ScheduleScrubber(config, [f"t{i}" for i in range(40)])
-    assert len(widget.window) == config.rl.steps
-    assert widget.window[0] == [0.95, 0.95, 0.95]
-    assert widget.lengths[0] == [38, 38, 38]
-    assert widget.window[-1][0] == pytest.approx(0.05, abs=1e-3) and widget.lengths[-1][0] == 2
-    data, _ = widget._repr_mimebundle_()
-    assert data["image/png"].startswith("iVBOR") and "38 tokens at first" in data["text/plain"]
-    with pytest.raises(ConfigError, match="demonstration"):
-        ScheduleScrubber(config, [])
 
 
 RESULTS = FOLDER.parent / "results" / "full"
