@@ -98,6 +98,30 @@ def entropy_quantiles(table: pd.DataFrame, quantiles: Sequence[float] = (0.1, 0.
     return out.assign(**{f"q{100 * q:g}": groups.quantile(q) for q in quantiles}).reset_index()
 
 
+def concentration(table: pd.DataFrame, share: float = 0.2) -> pd.DataFrame:
+    """How much of the entropy sits in how few tokens, by kind and step.
+
+    Args:
+        share: of the tokens, those of the highest entropy, rounded up to whole tokens; in (0, 1].
+
+    Returns:
+        step, kind, tokens, carried (entropy of that share of the tokens over the entropy of all, 0 to 1; NaN where all
+        of it is 0).
+
+    Raises:
+        ConfigError: a share outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(f"share = {share} lies outside (0, 1]; give a share of the tokens, e.g. 0.2")
+
+    def carried(entropy: pd.Series) -> float:
+        top = entropy.nlargest(math.ceil(share * len(entropy)))
+        return float(top.sum() / entropy.sum()) if entropy.sum() > 0 else math.nan
+
+    groups = checked(table).groupby(["step", "kind"], sort=True)["entropy"]
+    return groups.agg(tokens="size", carried=carried).reset_index()
+
+
 def clip_threshold(table: pd.DataFrame) -> pd.DataFrame:
     """Between which entropies the clip's threshold lay at each step, as far as the recorded prefix tokens tell.
 

@@ -64,6 +64,15 @@ def test_quantiles():
         analysis.entropy_quantiles(ONE, (50,))
 
 
+def test_concentration():
+    # The top 2 of 5 carry 3 + 2 of 6; ceil(0.3 * 5) = 2.
+    out = analysis.concentration(row("ooooo", [0.0, 3.0, 1.0, 2.0, 0.0]), 0.3)
+    assert out[["tokens", "carried"]].to_numpy().tolist() == [[5, pytest.approx(5 / 6)]]
+    assert math.isnan(analysis.concentration(row("oo", [0.0, 0.0])).loc[0, "carried"])
+    with pytest.raises(ConfigError, match=r"share = 20 lies outside \(0, 1\]"):
+        analysis.concentration(ONE, 20)
+
+
 def test_threshold_lies_between_dropped_and_kept():
     out = analysis.clip_threshold(table(ONE, row("pc", [0.9, 0.1], step=5, kept="11"))).to_dict("records")
     assert out[0] == {"step": 0, "tokens": 3, "share": pytest.approx(1 / 3), "dropped": 0.2, "kept": 0.6}
@@ -253,6 +262,7 @@ def test_estimate_is_exact_where_the_others_keep_their_proportions():
 FUNCTIONS = [
     analysis.entropy_by_kind,
     analysis.entropy_quantiles,
+    analysis.concentration,
     analysis.clip_threshold,
     analysis.seam,
     analysis.hybrid_rows,

@@ -15,7 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from prefix_rft_lab.plots.base import KIND_STYLES, OKABE_ITO, RunFigure, environment, provenance, save_figure, visible
+from prefix_rft_lab.plots.base import (
+    KIND_STYLES,
+    METHOD_STYLES,
+    OKABE_ITO,
+    SPARE_STYLES,
+    RunFigure,
+    environment,
+    provenance,
+    save_figure,
+    visible,
+)
 from prefix_rft_lab.plots.scores import final_scores, pass_at_k
 from prefix_rft_lab.plots.tokens import (
     advantage_covariance,
@@ -29,6 +39,7 @@ from prefix_rft_lab.plots.tokens import (
     relative_position,
     reward_by_prefix_entropy,
     seam,
+    surprise,
 )
 from prefix_rft_lab.plots.training import (
     entropy_dynamics,
@@ -47,7 +58,9 @@ from prefix_rft_lab.runs import Run
 __all__ = [
     "FIGURES",
     "KIND_STYLES",
+    "METHOD_STYLES",
     "OKABE_ITO",
+    "SPARE_STYLES",
     "TOKEN_FIGURES",
     "RunFigure",
     "advantage_covariance",
@@ -76,6 +89,7 @@ __all__ = [
     "save_figure",
     "schedule",
     "seam",
+    "surprise",
     "visible",
 ]
 
@@ -91,6 +105,7 @@ FIGURES: dict[str, DrawRuns] = {
     "gradient_norm": gradient_norm,
     "collapse": collapse,
     "demonstration_map": demonstration_map,
+    "surprise": surprise,
     "entropy_change": entropy_change,
     "advantage_covariance": advantage_covariance,
 }

@@ -21,6 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from prefix_rft_lab import stats
 from prefix_rft_lab.methods import METHODS
@@ -46,6 +47,7 @@ METHOD_STYLES = {
     "sft_then_rft": (OKABE_ITO["green"], "^"),
     "prefix_rft": (OKABE_ITO["vermilion"], "D"),
 }
+"""Method -> colour and marker, everywhere."""
 SPARE_STYLES = (
     (OKABE_ITO["purple"], "v"),
     (OKABE_ITO["sky"], "P"),
@@ -56,6 +58,7 @@ SPARE_STYLES = (
     (OKABE_ITO["orange"], "p"),
     (OKABE_ITO["vermilion"], "X"),
 )
+"""Colours and markers of methods and labels without one of their own, in turn."""
 
 KIND_STYLES: dict[str, Any] = {
     "on_policy": "-",
@@ -111,8 +114,11 @@ class RunFigure(Figure):
         return buffer.getvalue()
 
     def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
-        # Drawn at twice the size it is shown in, so that it stays sharp on dense screens.
-        return self.png(), {"width": round(self.get_figwidth() * 72), "alt": self.caption}
+        # Drawn at twice the size it is shown in, so that it stays sharp on dense screens; 256 colours, which a chart does
+        # not miss, keep a notebook with many figures small.
+        small = io.BytesIO()
+        Image.open(io.BytesIO(self.png())).convert("RGB").quantize(256).save(small, format="png", optimize=True)
+        return small.getvalue(), {"width": round(self.get_figwidth() * 72), "alt": self.caption}
 
     def __repr__(self) -> str:
         return f"<figure: {self.caption}>"

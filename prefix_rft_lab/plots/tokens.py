@@ -11,7 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from prefix_rft_lab import entropy_analysis as analysis
 from prefix_rft_lab import stats
@@ -438,6 +438,79 @@ def demonstration_map(runs: Sequence[Run], problem: str | None = None) -> RunFig
     return finish(figure, pd.concat(parts, ignore_index=True), caption)
 
 
+def surprise(runs: Sequence[Run]) -> RunFigure:
+    """How surprised each policy is by the demonstrations, against how surprised it expects to be: one path a run.
+
+    Entropy is the NLL that a policy expects of its own samples. On the line a text is as likely as if the policy had
+    written it; above, the policy is surer than it is right; below, it is less sure than it could be. Followed
+    demonstrations at every recorded step.
+    """
+    paths = []
+    groups = stats.group(runs)
+    for name, members in groups.items():
+        for run in members:
+            table = run.tokens
+            table = table[table["entropy_after"].notna()]
+            if len(table):
+                paths.append(analysis.entropy_by_kind(table).assign(method=name, seed=run.seed))
+    if not paths:
+        raise nothing_recorded(runs, "followed demonstrations (records.followed, records.tokens_every)")
+    data = pd.concat(paths, ignore_index=True)[["method", "seed", "step", "tokens", "entropy", "nll"]]
+    names = list(dict.fromkeys(data["method"]))
+    handles: list[Artist] = []
+    for name in names:
+        colour, marker = style_of(groups[name][0], name, None)
+        label = stats.title(name, groups[name])
+        handles.append(Line2D([], [], color=colour, lw=2, marker=marker, ms=5, mec="white", mew=0.6, label=label))
+    handles += [
+        Line2D([], [], ls="", marker="o", mfc="white", mec="black", label="before training"),
+        Line2D([], [], color=GREY, lw=1, label="as surprised as it expects to be"),
+    ]
+    figure, grid = new_figure(
+        7.5, 4.0, title="Sure, and right? Surprise at the demonstrations", legends=[handles],
+        note="a point a recorded step, joined in training order; thin: seeds, thick: their mean; both axes logarithmic",
+    )  # fmt: skip
+    axes = grid[0, 0]
+    for name in sorted(names, key=lambda name: -data.loc[data["method"] == name, "step"].max()):
+        colour, marker = style_of(groups[name][0], name, None)
+        own = data[data["method"] == name]
+        for _, path in own.groupby("seed"):
+            axes.plot(path["entropy"], path["nll"], color=colour, lw=0.8, alpha=0.35)
+        mean = own.groupby("step")[["entropy", "nll"]].mean()[own.groupby("step").size() == own["seed"].nunique()]
+        axes.plot(mean["entropy"], mean["nll"], color=colour, lw=1.6, alpha=0.8)
+        axes.plot(
+            mean["entropy"].iloc[-1:],
+            mean["nll"].iloc[-1:],
+            color=colour,
+            ls="",
+            marker=marker,
+            ms=8,
+            mec="white",
+            zorder=6,
+        )
+    start = data[data["step"] == data["step"].min()]
+    axes.plot(
+        start["entropy"].iloc[:1], start["nll"].iloc[:1], ls="", marker="o", mfc="white", mec="black", ms=7, zorder=7
+    )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    low, high = (float(f(data[["entropy", "nll"]].clip(lower=1e-6).to_numpy())) for f in (np.min, np.max))
+    axes.plot([low, high], [low, high], color=GREY, lw=1, zorder=1)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
+    axes.set(
+        xlabel="entropy: the NLL that the policy expects (nats/token)", ylabel="NLL of the demonstrations (nats/token)"
+    )
+    caption = (
+        "Token-mean NLL of followed demonstrations against the mean entropy at the same tokens, both in nats (logarithmic), a "
+        "point a recorded step, joined in training order, ending in the marker. Above the grey line the policy is surer than it "
+        f"is right. {_seeds({name: groups[name] for name in names})}."
+    )
+    return finish(figure, data, caption)
+
+
 # ---------------------------------------------------------------------- what an update does to entropy
 
 
@@ -465,7 +538,13 @@ def entropy_change(runs: Sequence[Run]) -> RunFigure:
     for axes, (name, (members, table)) in zip(grid.flat, panels.items(), strict=False):
         axes.plot([-limit, limit], [-limit, limit], color=GREY, lw=0.8)
         axes.scatter(
-            table["predicted"], table["observed"], s=6, color=style_of(members[0], name, None)[0], alpha=0.35, lw=0
+            table["predicted"],
+            table["observed"],
+            s=6,
+            color=style_of(members[0], name, None)[0],
+            alpha=0.35,
+            lw=0,
+            rasterized=True,
         )
         axes.set_xscale("symlog", linthresh=1e-3)
         axes.set_yscale("symlog", linthresh=1e-3)

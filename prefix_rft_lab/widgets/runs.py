@@ -377,9 +377,9 @@ def _names(watched: Sequence[_Watched]) -> list[str]:
 def _looks(watched: Sequence[_Watched], names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker of each group: a method's own for its first config, spare ones for others."""
     out: dict[str, tuple[str, str]] = {}
-    spare = [*plots._SPARE_STYLES]
+    spare = [*plots.SPARE_STYLES]
     for one, name in zip(watched, names, strict=True):
-        own = plots._METHOD_STYLES.get(one.run.method)
+        own = plots.METHOD_STYLES.get(one.run.method)
         if name not in out:
             out[name] = own if own and own not in out.values() else spare[len(out) % len(spare)]
     return out
