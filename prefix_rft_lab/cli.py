@@ -264,7 +264,7 @@ def train_configs(args: argparse.Namespace) -> tuple[RunConfig, list[RunConfig]]
         for stage in methods.get(args.method or base.method).stages:
             changes[f"{stage.optim}.steps"] = args.steps
     config = base.replace(**{**changes, **changes_of(args.changes)})
-    methods.get(config.method)
+    methods.check(config)
     if args.seeds is None:
         return base, [config]
     try:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prefix_rft_lab import prefixes, rng, schedules
-from prefix_rft_lab.types import EncodedProblem, Problem
+from prefix_rft_lab.types import Demonstration, EncodedProblem, Problem
 
 
 def make(index, tokens):
@@ -16,7 +16,7 @@ def make(index, tokens):
         problem=Problem(id=str(index), prompt="1+1", answer="2"),
         index=index,
         prompt_ids=[1, 2],
-        demonstration_ids=None if tokens is None else list(range(100, 100 + tokens)),
+        demonstrations=() if tokens is None else (Demonstration(ids=list(range(100, 100 + tokens))),),
     )
 
 

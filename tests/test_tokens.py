@@ -49,11 +49,12 @@ def config(small):
 
 
 def problem(demonstration=DEMONSTRATION, prompt="12+30", **changes):
-    return Problem(**{"id": "a", "prompt": prompt, "answer": "42", "demonstration": demonstration, **changes})
+    demonstrations = () if demonstration is None else (demonstration,)
+    return Problem(**{"id": "a", "prompt": prompt, "answer": "42", "demonstrations": demonstrations, **changes})
 
 
-def encoded(prompt, demonstration=None, index=0):
-    return EncodedProblem(problem=problem(), index=index, prompt_ids=prompt, demonstration_ids=demonstration)
+def encoded(prompt, index=0):
+    return EncodedProblem(problem=problem(), index=index, prompt_ids=prompt)
 
 
 def test_prefixes_are_slices_of_the_demonstrations_own_ids(tokenizer, config):
@@ -83,7 +84,7 @@ def test_prefixes_are_slices_of_the_demonstrations_own_ids(tokenizer, config):
 
 def test_kinds_of_rows():
     p, prefix, sampled = TokenKind.PREFIX, TokenKind.CONTINUATION, TokenKind.ON_POLICY
-    one = encoded([1, 2], [3, 4, 9])
+    one = encoded([1, 2])
     plain = Row(problem=one, row=0, sampled_ids=[5, 9])
     hybrid = Row(problem=one, row=1, prefix_ids=[3, 4], sampled_ids=[6])
     demonstration = Row(problem=one, row=0, prefix_ids=[3, 4, 9], is_demonstration=True)
@@ -95,7 +96,7 @@ def test_kinds_of_rows():
 
 @pytest.mark.parametrize("fill", [9, 0, 7])
 def test_padding_goes_by_length_so_the_end_token_may_fill(fill):
-    one, two = encoded([1, 2], [3, 9]), encoded([1, 2, 4])
+    one, two = encoded([1, 2]), encoded([1, 2, 4])
     rows = [
         Row(problem=one, row=0, prefix_ids=[3], sampled_ids=[9]),
         Row(problem=two, row=0, sampled_ids=[5, 9, 6, 9]),  # an end token in the middle stays too
