@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from prefix_rft_lab.config import RunConfig, flatten
+from prefix_rft_lab.policy import save_policy
 from prefix_rft_lab.runs import RunError, disk_error, environment
 
 VERSIONS = ("source", "python", "torch", "transformers", "tokenizers", "numpy", "threads", "gpu")
@@ -81,8 +82,7 @@ class Checkpoints:
             shutil.rmtree(left, ignore_errors=True)  # by a process that was killed: only one trains a run
         try:
             temporary.mkdir(parents=True)
-            model.save_pretrained(temporary / "model")
-            tokenizer.save_pretrained(temporary / "model")
+            save_policy(model, tokenizer, temporary / "model")
             torch.save({name: one.state_dict() for name, one in optimizers.items()}, temporary / "optimizers.pt")
             state = {
                 "place": asdict(place),

@@ -77,6 +77,20 @@ def load_policy(config: RunConfig) -> tuple[Any, Any]:
     return model.to(device_of(config)).eval(), tokenizer
 
 
+def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write weights, config and tokenizer in Hugging Face format, without a progress bar for each."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def response_stats(
     model: Any, batch: SequenceBatch, *, temperature: float = 1.0, autocast: torch.dtype | None = None
 ) -> TokenStats:

@@ -34,7 +34,7 @@ from prefix_rft_lab.checkpoint import Checkpoints, Place
 from prefix_rft_lab.config import ConfigError, RunConfig
 from prefix_rft_lab.evaluate import sample_scores, summarise
 from prefix_rft_lab.generation import Completion, Request, TransformersEngine
-from prefix_rft_lab.policy import autocast_dtype, device_of, load_policy
+from prefix_rft_lab.policy import autocast_dtype, device_of, load_policy, save_policy
 from prefix_rft_lab.rewards import Verifier
 from prefix_rft_lab.runs import Run, RunError, RunWriter, disk_error
 from prefix_rft_lab.tasks import sources
@@ -453,8 +453,7 @@ class Trainer:
         if config.records.save_model:
             folder = self.writer.path / "model"
             try:
-                self.model.save_pretrained(folder)
-                self.tokenizer.save_pretrained(folder)
+                save_policy(self.model, self.tokenizer, folder)
             except (OSError, SafetensorError) as error:
                 raise disk_error(error, folder) from error
         self.writer.finish(summary, seconds)

@@ -50,7 +50,7 @@ def _text_verifier(monkeypatch):
     monkeypatch.setattr(trainer, "Verifier", TextVerifier)
 
 
-BUSY: dict[str, Any] = {"relift.batch_problems": 1}
+BUSY: dict[str, Any] = {"relift.batch_problems": 2}
 """ReLIFT's buffer fills within the few steps of these runs; other methods do not read it."""
 
 
@@ -199,9 +199,16 @@ from prefix_rft_lab import rng, trainer
 from prefix_rft_lab.config import RunConfig
 from prefix_rft_lab.runs import directory_of, read_lines
 
+sys.path.insert(0, sys.argv[3])
+from test_trainer import TextVerifier
+
+trainer.Verifier = TextVerifier
 config, out = RunConfig.load(sys.argv[1]), sys.argv[2]
-draws = rng.generator(int(sys.argv[3]), "kill")
+draws = rng.generator(0, "kill")
 torch.set_num_threads(1)
+
+def done():
+    return len(read_lines(directory_of(config, out) / "metrics.jsonl"))
 
 def train():
     # A fork has all imports behind it, so that most of its life is training.
@@ -212,13 +219,18 @@ def train():
     return process
 
 steps = []
-for _ in range(20):
-    process = train()
-    time.sleep(draws.uniform(0.0, 2.0))
+for number in range(20):
+    before, process = done(), train()
+    if number % 4:
+        # Of four kills one strikes anywhere from the start on, three after the first new step.
+        while done() <= before and os.waitpid(process, os.WNOHANG) == (0, 0):
+            before = min(before, done())
+            time.sleep(0.01)
+    time.sleep(draws.uniform(0.0, 0.6))
     os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
     assert os.WIFSIGNALED(status), "it ended before it was killed: the run is too short"
-    steps.append(len(read_lines(directory_of(config, out) / "metrics.jsonl")))
+    steps.append(done())
 _, status = os.waitpid(train(), 0)
 assert status == 0
 print(json.dumps(steps))
@@ -226,14 +238,13 @@ print(json.dumps(steps))
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_end_in_the_same_bits(tmp_path, small, monkeypatch):
+def test_twenty_kills_at_random_moments_end_in_the_same_bits(tmp_path, small):
     """SIGKILL, wherever it strikes: in a rollout, an update, an evaluation, a checkpoint."""
-    monkeypatch.setattr(trainer, "Verifier", Verifier)
     config = small(
         method="relift",
         **{
             **BUSY,
-            "rl.steps": 120,
+            "rl.steps": 200,
             "evaluation.every": 20,
             "records.checkpoint_every": 1,
             "records.tokens_every": 10,
@@ -242,7 +253,7 @@ def test_twenty_kills_at_random_moments_end_in_the_same_bits(tmp_path, small, mo
     )
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED_AT_RANDOM, tmp_path / "config.yaml", tmp_path / "killed", "0"],
+        [sys.executable, "-c", KILLED_AT_RANDOM, tmp_path / "config.yaml", tmp_path / "killed", Path(__file__).parent],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -641,7 +652,7 @@ def test_metrics_agree_with_the_token_table(whole):
 
 def test_files_of_a_run(whole, small):
     run = whole("sft_then_rft")
-    assert run.config == small(method="sft_then_rft")
+    assert run.config == small(method="sft_then_rft", **BUSY)
     assert run.metrics["stage"].tolist() == ["sft"] * 3 + ["rft"] * 4
     assert run.metrics["step"].tolist() == [0, 1, 2, 0, 1, 2, 3]
     assert run.metrics["global_step"].tolist() == list(range(7))
@@ -649,6 +660,7 @@ def test_files_of_a_run(whole, small):
     assert run.evaluations["stage"].tolist() == ["base", "sft", "sft", "rft", "rft", "rft"]
     assert json.loads((run.path / "data.json").read_text()) == {
         "train": 12,
+        "with_demonstration": 12,
         "demonstrations": 12,
         "validation": 4,
         "dropped": {},
