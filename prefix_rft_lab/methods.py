@@ -164,6 +164,8 @@ class Stage:
     """One phase of training with its own optimizer."""
 
     name: str
+    """Also keys its random choices: stages of one name, in whatever method, draw the same problems, prefixes and
+    samples as long as their policies are the same."""
     rows: RowPlan
     losses: Callable[[RunConfig], Mapping[TokenKind, TokenLoss]]
     """Token kinds that are missing in it carry no gradient but still count in the Dr.GRPO denominator."""

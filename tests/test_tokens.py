@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from prefix_rft_lab import prefixes
 from prefix_rft_lab.config import ConfigError
 from prefix_rft_lab.tasks import chains
-from prefix_rft_lab.tokens import check_tokenizer, encode_problems, pad_id, pad_rows, prompt_ids
+from prefix_rft_lab.tokens import check_tokenizer, encode_problems, pad_id, pad_rows, prompt_ids, step_ends
 from prefix_rft_lab.types import EncodedProblem, Problem, Row, TokenKind
 
 DEMONSTRATION = (
@@ -154,6 +154,29 @@ def test_demonstrations_empty_one_token_and_too_long(tokenizer, config):
     for step in range(20):
         assert len(prefixes.hybrid_rows(one_token, step, fits)[-1].prefix_ids) <= 1
     assert [len(row.prefix_ids) for row in prefixes.hybrid_rows(kept[0], 0, fits)] == [0] * 4
+
+
+def test_steps_end_with_their_lines_and_the_answer_is_none(tokenizer):
+    def steps(text):
+        """The steps as texts."""
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ends = step_ends(tokenizer, ids)
+        return [tokenizer.decode(ids[a:b]) for a, b in zip((0, *ends), ends, strict=False)]
+
+    assert steps("first\nsecond\n\\boxed{1}") == ["first\n", "second\n"]
+    assert steps("So\n\n\nthe answer\n\\boxed{1}") == ["So\n\n\n", "the answer\n"], "empty lines are no steps"
+    assert steps("only \\boxed{1}") == []
+    assert steps("a\n\\boxed{1}\n\n") == ["a\n"], "line breaks after the answer end no step"
+    assert steps("") == []
+
+
+def test_several_demonstrations_of_a_problem(tokenizer, config):
+    several = problem(demonstrations=("one\n\\boxed{42}", "", "two\n\\boxed{42}"))
+    (kept,), reasons = encode_problems(tokenizer, [several], config)
+    assert [tokenizer.decode(d.ids[:-1]) for d in kept.demonstrations] == ["one\n\\boxed{42}", "two\n\\boxed{42}"]
+    assert [tokenizer.decode(d.ids[: d.step_ends[0]]) for d in kept.demonstrations] == ["one\n", "two\n"]
+    assert dict(reasons) == {"empty demonstration (problem kept)": 1}
+    assert kept.demonstration_ids == kept.demonstrations[0].ids
 
 
 def test_instruction_and_system_prompt(tokenizer, config):

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from prefix_rft_lab import measure, methods, trainer
 from prefix_rft_lab.checkpoint import Checkpoints, Place
 from prefix_rft_lab.config import ConfigError
+from prefix_rft_lab.experiments import main_comparison
 from prefix_rft_lab.methods import METHODS
 from prefix_rft_lab.rewards import Verifier, extract_answer
 from prefix_rft_lab.runs import Run, RunError, RunWriter, directory_of, read_lines
@@ -116,6 +117,17 @@ def whole(tmp_path_factory, small):
 def test_the_same_seed_gives_the_same_bits(tmp_path, small, whole, method):
     torch.manual_seed(17)
     assert_same_run(train(small(method=method, **BUSY), tmp_path), whole(method))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_in_the_smoke_profile(tmp_path, method):
+    (config,) = main_comparison("smoke", methods=(method,))
+    run = train(config, tmp_path)
+    assert run.done
+    assert len(run.metrics) == sum(stage.optimizer_section(config).steps for stage in METHODS[method].stages)
+    if METHODS[method].stages:
+        assert run.metrics["grad_norm"].max() > 0
+    assert set(run.summary["splits"]) == {"test", "ood"}
 
 
 def test_another_seed_gives_other_rollouts_and_another_order(tmp_path, small, whole):
@@ -547,7 +559,7 @@ def test_a_diverged_run_is_refused_and_its_records_kept(tmp_path, small):
     assert not Run(path).done
 
 
-@pytest.mark.parametrize("method", ["sft", "sft_then_rft", "prefix_rft"])
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("base", "rft", "rft_clip")])
 def test_methods_that_need_demonstrations_say_so(tmp_path, small, method):
     with pytest.raises(ConfigError, match=rf"method = '{method}' needs demonstrations and none of the 12 training"):
         train(small(method=method, **{"data.demonstration_fraction": 0.0}), tmp_path)
