@@ -119,6 +119,18 @@ def parser() -> argparse.ArgumentParser:
             "prefix-rft evaluate --model path/to/model --problems mine.jsonl --limit 100",
         )
     )
+    _add_tokens(
+        add(
+            "tokens",
+            _tokens,
+            "Make the token table of any model, without training.\n"
+            "Demonstrations are read as they are, responses are sampled on request: entropy over the full vocabulary,\n"
+            "log-probability and the most probable alternatives of every token, as a training run records them.",
+            "prefix-rft tokens --model tiny --out tokens.parquet",
+            "prefix-rft tokens --model path/to/model --problems mine.jsonl --sample 4 --temperature 0.7 --limit 50",
+            "prefix-rft tokens --model run/checkpoint-100 --model run/checkpoint-200 --problems mine.jsonl --out t.parquet",
+        )
+    )
     _add_reproduce(
         add(
             "reproduce",
@@ -195,6 +207,44 @@ def _add_evaluate(sub: argparse.ArgumentParser) -> None:
     _add_set(sub)
 
 
+def _add_tokens(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--model",
+        required=True,
+        action="append",
+        metavar="MODEL",
+        help="tiny, a directory, a Hub name, or a finished run; repeat it for checkpoints of one model",
+    )
+    sub.add_argument(
+        "--problems", metavar="FILE", help="JSONL or parquet file, or chains (default: the run's, or chains)"
+    )
+    sub.add_argument("--split", help="as in evaluate (default: test of chains and of a run's own file, else all)")
+    sub.add_argument(
+        "--limit", type=int, default=20, metavar="N", help="only the first N problems (default %(default)s)"
+    )
+    sub.add_argument(
+        "--sample", type=int, default=0, metavar="N", help="responses sampled a problem (default %(default)s)"
+    )
+    sub.add_argument("--no-demonstrations", action="store_true", help="leave the demonstrations out")
+    sub.add_argument(
+        "--max-tokens", type=int, metavar="N", help="longest sampled response (default: the run's, or 512)"
+    )
+    sub.add_argument(
+        "--temperature", type=float, default=1.0, help="of sampling and of entropies (default %(default)s)"
+    )
+    sub.add_argument(
+        "--top-k", type=int, default=5, metavar="K", help="alternatives of each token (default %(default)s)"
+    )
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples (default %(default)s)")
+    sub.add_argument(
+        "--steps",
+        metavar="N,N",
+        help="steps of the models (default: the numbers that their names end in, or 0, 1, ...)",
+    )
+    sub.add_argument("--out", metavar="FILE.parquet", help="write the table here")
+    _add_set(sub)
+
+
 def _add_reproduce(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--profile", default="quick", help="smoke, quick or full (default %(default)s)")
     sub.add_argument("--out", default="reproduction", help="parent of the profile's folder (default %(default)s)")
@@ -253,7 +303,7 @@ def train_configs(args: argparse.Namespace) -> tuple[RunConfig, list[RunConfig]]
         ConfigError: an argument that cannot be used.
     """
     from prefix_rft_lab import methods
-    from prefix_rft_lab.config import ConfigError, RunConfig, preset
+    from prefix_rft_lab.config import RunConfig, preset
 
     base = RunConfig.load(args.config) if args.config else preset(args.preset)
     changes: dict[str, Any] = {
@@ -276,18 +326,22 @@ def train_configs(args: argparse.Namespace) -> tuple[RunConfig, list[RunConfig]]
         methods.check(config)
     if args.seeds is None:
         return base, configs
-    try:
-        seeds = [int(seed) for seed in args.seeds.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"--seeds {args.seeds!r} is not understood; write whole numbers, e.g. --seeds 0,1,2"
-        ) from None
+    seeds = _whole_numbers("--seeds", args.seeds)
     # The base policy is not trained: it is the same with every seed.
     return base, [
         config.replace(seed=seed)
         for config in configs
         for seed in (seeds[:1] if not methods.get(config.method).stages else dict.fromkeys(seeds))
     ]
+
+
+def _whole_numbers(option: str, text: str) -> list[int]:
+    from prefix_rft_lab.config import ConfigError
+
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} is not understood; write whole numbers, e.g. {option} 0,1,2") from None
 
 
 def show_config(config: RunConfig, base: RunConfig, whose: str) -> str:
@@ -415,6 +469,32 @@ def _evaluate(args: argparse.Namespace) -> int:
     print(format_summary(found.summary))
     for path in found.paths:
         print(f"written {path}")
+    return 0
+
+
+def _tokens(args: argparse.Namespace) -> int:
+    from prefix_rft_lab.pool import quiet
+    from prefix_rft_lab.records import format_reading, read_tokens
+
+    quiet()
+    reading = read_tokens(
+        args.model,
+        problems=args.problems,
+        split=args.split,
+        limit=args.limit,
+        steps=None if args.steps is None else _whole_numbers("--steps", args.steps),
+        demonstrations=not args.no_demonstrations,
+        samples=args.sample,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        seed=args.seed,
+        max_tokens=args.max_tokens,
+        changes=changes_of(args.changes),
+        out=args.out,
+    )
+    print(format_reading(reading))
+    if args.out:
+        print(f"written {args.out}")
     return 0
 
 

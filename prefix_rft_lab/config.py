@@ -265,13 +265,17 @@ class RecordConfig(_Section):
     """Steps between checkpoints; 0 writes none before the end of a stage."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints that are kept."""
-    tokens_every: int = Field(25, ge=0)
+    tokens_every: int = Field(10, ge=0)
     """Steps between token tables; 0 writes none."""
     diagnostics_every: int = Field(25, ge=0)
     """Steps between the diagnostics that cost extra work: gradient norm by token kind, KL between the policies before
     and after the update; 0 measures none. They never change what is trained."""
     token_problems: int = Field(2, ge=1)
-    """Problems of a step whose tokens are recorded."""
+    """Problems of a step whose rows are all recorded; of the others, one hybrid row each."""
+    followed: int = Field(4, ge=0)
+    """Demonstrations, of the first training problems that have one, that are read (not trained) in every token table."""
+    most_tokens: int = Field(16384, ge=1)
+    """Tokens in one token table at most of the rows of the step, and as many of followed demonstrations; whole rows."""
     top_k: int = Field(5, ge=1)
     """Alternatives recorded for each token."""
     save_model: bool = True

@@ -101,7 +101,7 @@ def evaluate_policy(
     if limit is not None and limit < 1:
         raise ConfigError(f"limit = {limit} leaves no problem; give at least 1")
     torch.set_num_threads(config.threads)
-    problems, dropped = _problems(config, split)
+    problems, dropped = problems_of(config, split)
     model, tokenizer = load_policy(config)
     encoded, reasons = encode_problems(tokenizer, problems[:limit], config)
     dropped = {**dropped, **{reason: n for reason, n in reasons.items() if not reason.startswith("demonstration")}}
@@ -133,7 +133,12 @@ def evaluate_policy(
     return Evaluation(config=config, split=split, table=table, summary=summary, dropped=dropped, paths=paths)
 
 
-def _problems(config: RunConfig, split: str) -> tuple[list[Problem], dict[str, int]]:
+def problems_of(config: RunConfig, split: str) -> tuple[list[Problem], dict[str, int]]:
+    """Problems of a split, or of ``all`` of a file with none held out, and dropped rows by reason.
+
+    Raises:
+        ConfigError: an unknown split, or a file that cannot be used.
+    """
     from prefix_rft_lab.tasks import sources
 
     known = sources.splits(config.data)

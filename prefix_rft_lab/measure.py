@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import torch
 
 from prefix_rft_lab import methods, prefixes, schedules
 from prefix_rft_lab.config import RunConfig
@@ -53,6 +51,7 @@ METRICS = {
     "verifier_timeouts": "verifications that ran out of time so far",
     "seconds_rollout": "seconds generating",
     "seconds_score": "seconds scoring",
+    "seconds_record": "seconds recording tokens; 0 in steps that are not recorded",
     "seconds_update": "seconds in forward, backward and optimizer",
 }
 """Name of each column of ``metrics.jsonl`` -> meaning and unit."""
@@ -123,54 +122,6 @@ def token_metrics(result: UpdateResult) -> dict[str, float]:
 def _mean(values: Any) -> float:
     data = [float(value) for value in values]
     return sum(data) / len(data) if data else float("nan")
-
-
-def recorded(rows: Sequence[Row], problems: int) -> list[int]:
-    """Places of the rows of the first ``problems`` problems of a step: those whose tokens are recorded."""
-    wanted = list(dict.fromkeys(row.problem.index for row in rows))[:problems]
-    return [i for i, row in enumerate(rows) if row.problem.index in wanted]
-
-
-def token_table(
-    rows: Sequence[Row],
-    places: Sequence[int],
-    result: UpdateResult,
-    alternatives: tuple[torch.Tensor, torch.Tensor],
-    *,
-    tokenizer: Any,
-    global_step: int,
-) -> pd.DataFrame:
-    """One row a token of the rows at ``places``, with the names that figures use.
-
-    Args:
-        alternatives: ids and probabilities, (tokens, k), of the tokens of those rows in that order.
-    """
-    starts = np.concatenate([[0], np.cumsum([len(row.response_ids) for row in rows])])
-    lines: list[dict[str, Any]] = []
-    for i in places:
-        row = rows[i]
-        for position, (token, kind) in enumerate(zip(row.response_ids, row.kinds, strict=True)):
-            at = int(starts[i]) + position
-            lines.append(
-                {
-                    "step": global_step,
-                    "problem": row.problem.problem.id,
-                    "row": row.row,
-                    "position": position,
-                    "token_id": token,
-                    "text": tokenizer.decode([token]),
-                    "kind": KIND_NAMES[kind],
-                    "entropy": float(result.entropy[at]),
-                    "logp": float(result.logp[at]),
-                    "advantage": float(result.advantages[at]) * bool(result.kept[at]),
-                    "kept": bool(result.kept[at]),
-                    "score": row.score,
-                }
-            )
-    table = pd.DataFrame(lines)
-    table["top_ids"] = alternatives[0].tolist()
-    table["top_probs"] = alternatives[1].tolist()
-    return table
 
 
 class ProgressBar:

@@ -589,6 +589,7 @@ def _closing(report: Path, folder: Path, runs: Sequence[Run], others: int, secon
         f"report     {report.absolute()}",
         f"           {report.absolute().as_uri()}",
         f"figures    {(folder / 'figures').absolute()}",
+        f"           {(folder / 'gallery.html').absolute().as_uri()}",
         f"notebooks  {(folder / 'notebooks').absolute()} ({times})",
         f"runs       {len(runs)}, read them by prefix_rft_lab.load(...)",
         *(f"           {run.path}" for run in runs),

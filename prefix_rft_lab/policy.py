@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from prefix_rft_lab.config import ConfigError, RunConfig
-from prefix_rft_lab.entropy import entropy_and_logp
+from prefix_rft_lab.entropy import entropy_and_logp, log_probs_and_entropy
 from prefix_rft_lab.tasks.base_policy import ASSETS
 from prefix_rft_lab.tokens import check_tokenizer
 from prefix_rft_lab.types import SequenceBatch, TokenStats
@@ -91,6 +93,16 @@ def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
             logging.enable_progress_bar()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenChoices:
+    """What the policy made of the place of every response token, flat, in row-major order; no gradient."""
+
+    logp: torch.Tensor  # (tokens,) float32 log-probability of the token, nats
+    entropy: torch.Tensor  # (tokens,) float32 entropy over the whole vocabulary, nats
+    ids: torch.Tensor  # (tokens, k) int64 tokens that could have stood there
+    probs: torch.Tensor  # (tokens, k) float32 their probabilities
+
+
 def response_stats(
     model: Any, batch: SequenceBatch, *, temperature: float = 1.0, autocast: torch.dtype | None = None
 ) -> TokenStats:
@@ -103,60 +115,71 @@ def response_stats(
         temperature: divides the logits, as in sampling.
         autocast: arithmetic of the forward pass, None for float32.
     """
-    device = batch.input_ids.device
-    states, targets = _predictions(model, batch, autocast)
-    head = model.get_output_embeddings()
 
-    def project(states: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-            logits = head(states)
+    def stats(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return entropy_and_logp(logits, targets, temperature)
 
-    chunk = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
-    if len(targets) <= chunk:
-        logp, entropy = project(states, targets)
-    else:
-        parts = [
-            checkpoint(project, s, t, use_reentrant=False) if torch.is_grad_enabled() else project(s, t)
-            for s, t in zip(states.split(chunk), targets.split(chunk), strict=True)
-        ]
-        logp, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+    logp, entropy = _over_logits(model, batch, stats, autocast=autocast)
     return TokenStats(logp=logp, entropy=entropy)
 
 
-def _predictions(model: Any, batch: SequenceBatch, autocast: torch.dtype | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states (tokens, channels) that predict the response tokens, and those tokens' ids (tokens,)."""
+def response_choices(
+    model: Any,
+    batch: SequenceBatch,
+    k: int = 0,
+    *,
+    ids: torch.Tensor | None = None,
+    temperature: float = 1.0,
+    autocast: torch.dtype | None = None,
+) -> TokenChoices:
+    """:func:`response_stats` without a gradient, and what else could have stood there, from the same logits.
+
+    Args:
+        k: the most probable tokens are given, this many or the vocabulary, most probable first.
+        ids: (tokens, k) int64: give the probabilities of these tokens instead.
+    """
+
+    def choices(logits: torch.Tensor, targets: torch.Tensor, *wanted: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        log_probs, entropy = log_probs_and_entropy(logits, temperature)
+        chosen = wanted[0] if wanted else log_probs.topk(min(k, log_probs.shape[-1]), dim=-1).indices
+        logp = log_probs.gather(-1, targets[:, None]).squeeze(-1)
+        return logp, entropy, chosen, log_probs.gather(-1, chosen).exp()
+
+    with torch.no_grad():
+        columns = () if ids is None else (ids.to(batch.input_ids.device),)
+        logp, entropy, chosen, probs = _over_logits(model, batch, choices, *columns, autocast=autocast)
+    return TokenChoices(logp=logp, entropy=entropy, ids=chosen, probs=probs)
+
+
+def _over_logits(
+    model: Any,
+    batch: SequenceBatch,
+    function: Callable[..., tuple[torch.Tensor, ...]],
+    *columns: torch.Tensor,
+    autocast: torch.dtype | None,
+) -> tuple[torch.Tensor, ...]:
+    """``function(logits, targets, *columns)`` over the response tokens, joined over chunks of :data:`LOGITS_AT_ONCE`.
+
+    Logits are (tokens, vocab); with a gradient several chunks are computed again backward, not kept.
+    """
     device = batch.input_ids.device
+    head = model.get_output_embeddings()
+
+    def project(states: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+            logits = head(states if autocast else states.to(head.weight.dtype))
+        return function(logits, *rest)
+
     with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
         hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
     # The token at place t is predicted at place t - 1.
     mask = batch.response_mask[:, 1:]
-    return hidden[:, :-1][mask], batch.input_ids[:, 1:][mask]
-
-
-def alternatives(
-    model: Any,
-    batch: SequenceBatch,
-    k: int,
-    *,
-    temperature: float = 1.0,
-    autocast: torch.dtype | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k most probable tokens at the place of every response token.
-
-    Returns:
-        ids (tokens, k) int64 and probabilities (tokens, k) float32, most probable first; k is at most the vocabulary.
-    """
-    device = batch.input_ids.device
-    head = model.get_output_embeddings()
+    inputs = (hidden[:, :-1][mask], batch.input_ids[:, 1:][mask], *columns)
     chunk = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
-    ids, probs = [], []
-    with torch.no_grad():
-        states, _ = _predictions(model, batch, autocast)
-        for part in states.split(chunk):
-            with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-                logits = head(part)
-            top = torch.softmax(logits.float() / temperature, dim=-1).topk(min(k, logits.shape[-1]), dim=-1)
-            ids.append(top.indices)
-            probs.append(top.values)
-    return torch.cat(ids), torch.cat(probs)
+    if len(inputs[0]) <= chunk:
+        return project(*inputs)
+    parts = [
+        checkpoint(project, *part, use_reentrant=False) if torch.is_grad_enabled() else project(*part)
+        for part in zip(*(column.split(chunk) for column in inputs), strict=True)
+    ]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))

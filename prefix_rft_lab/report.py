@@ -2,8 +2,8 @@
 
 The page is one HTML file that asks nothing of the network: figures are embedded, styles are inline, there is no
 script. Everything in it that comes from runs or people (titles, levels, paths) is escaped by the template engine.
-Beside it stand the same tables as Markdown (``report.md``), the figures with their data (``figures/``) and a small
-machine-readable ``summary.json``. Nothing in them depends on when or where they were written.
+Beside it stand the same tables as Markdown (``report.md``), the figures with their data (``figures/``), all of them on
+one page (``gallery.html``) and a small machine-readable ``summary.json``. Nothing in them depends on when or where they were written.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import pandas as pd
@@ -73,7 +74,7 @@ def write_report(
     seconds: float | None = None,
     notebooks: Sequence[Path] = (),
 ) -> Path:
-    """Write ``report.html``, ``report.md``, ``summary.json`` and ``figures/`` into a folder.
+    """Write ``report.html``, ``report.md``, ``summary.json``, ``figures/`` and ``gallery.html`` into a folder.
 
     Args:
         runs: finished or not; unfinished ones are named and left out of the final scores.
@@ -124,8 +125,10 @@ def write_report(
         "runs": _run_table(ordered),
         "notebooks": [Path(path).name for path in notebooks],
     }
-    write_text(folder / "report.html", _template().render(**context))
+    write_text(folder / "report.html", _template("report.html.j2").render(**context))
     write_text(folder / "report.md", _markdown(context))
+    if figures:
+        write_gallery(folder, title=f"{title}: figures", titles={figure.name: figure.title for figure in figures})
     write_json(
         folder / "summary.json",
         _plain_values(
@@ -432,6 +435,9 @@ def _figures(
     prefixed = [run for run in runs if run.method in METHODS and METHODS[run.method].uses_prefixes]
     if prefixed:
         add("kept_tokens", "Prefix tokens that are kept", prefixed[:1], partial(plots.kept_tokens, prefixed[0]))
+        seeds = [run for run in prefixed if run.method == prefixed[0].method]
+        for name, of_seeds in plots.TOKEN_FIGURES.items():
+            add(name, f"{_title(name)}: {prefixed[0].title}", seeds, partial(of_seeds, seeds))
         add("schedule", "Prefix schedule", prefixed[:1], partial(plots.schedule, prefixed[0].config))
 
     drawn, missing = [], []
@@ -455,6 +461,68 @@ def _figures(
             )
         )
     return drawn, missing
+
+
+_FORMATS = {"csv": "data (CSV)", "pdf": "PDF", "svg": "SVG", "png": "PNG", "json": "provenance (JSON)"}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A figure of the gallery."""
+
+    name: str
+    title: str
+    caption: str
+    png: str
+    """Base64."""
+    width: int
+    height: int
+    """CSS pixels."""
+    files: list[tuple[str, str]]
+    """(what it is, path relative to the page)."""
+
+
+def write_gallery(folder: str | Path, *, title: str, titles: Mapping[str, str] | None = None) -> Path:
+    """Write ``gallery.html``: every figure below ``<folder>/figures`` with its caption and links to its files.
+
+    Takes all that :func:`prefix_rft_lab.plots.save_figure` left there, whoever drew it. Works offline.
+
+    Args:
+        titles: names of figures and their titles, in the order wanted; the others follow by name.
+
+    Raises:
+        ConfigError: there is no figure.
+    """
+    folder = Path(folder)
+    names = {
+        path.relative_to(folder / "figures").with_suffix("").as_posix() for path in (folder / "figures").rglob("*.png")
+    }
+    if not names:
+        raise ConfigError(f"folder = {folder.name!r} holds no figures/*.png; save some by plots.save_figure first")
+    order = {name: text for name, text in (titles or {}).items() if name in names}
+    order |= {name: _title(name) for name in sorted(names - set(order))}
+    pictures = [_picture(folder, name, text) for name, text in order.items()]
+    write_text(folder / "gallery.html", _template("gallery.html.j2").render(title=title, figures=pictures))
+    return folder / "gallery.html"
+
+
+def _picture(folder: Path, name: str, title: str) -> Picture:
+    files = {ending: folder / "figures" / f"{name}.{ending}" for ending in _FORMATS}
+    png = files["png"].read_bytes()
+    caption = ""
+    if files["json"].is_file():
+        caption = str(json.loads(files["json"].read_text(encoding="utf-8")).get("caption", ""))
+    # Width and height stand in a PNG's first chunk; figures are saved at 144 dots an inch.
+    width, height = (int.from_bytes(png[start : start + 4], "big") for start in (16, 20))
+    return Picture(
+        name=name,
+        title=title,
+        caption=caption,
+        png=base64.b64encode(png).decode(),
+        width=round(width * 96 / 144),
+        height=round(height * 96 / 144),
+        files=[(_FORMATS[e], quote(f"figures/{name}.{e}")) for e, path in files.items() if path.is_file()],
+    )
 
 
 def _title(name: str) -> str:
@@ -484,7 +552,7 @@ def _cell(value: Any) -> str:
 # ---------------------------------------------------------------------- writing
 
 
-def _template() -> jinja2.Template:
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("prefix_rft_lab", "assets"),
         autoescape=True,
@@ -492,7 +560,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _markdown(context: dict[str, Any]) -> str:

@@ -3,10 +3,10 @@
     <out>/<name>/<method>-<config hash>-s<seed>/
         config.json        resolved config
         env.json           versions, machine, threads
-        data.json          rows used and dropped, by reason
+        data.json          rows used and dropped, by reason; which vocabulary the token ids are of
         metrics.jsonl      one line a training step, while running
         evaluations.jsonl  one line an evaluation on the validation split
-        tokens/            step-000025.parquet: one row a token of the sampled problems
+        tokens/            step-000025.parquet: one row a token (TOKEN_COLUMNS) of some rows of that step
         evaluation/        <split>.parquet: one row a problem, after the last step
         summary.json       final figures with intervals
         checkpoints/       newest states, for resuming
@@ -18,6 +18,7 @@ Plots, reports and widgets read these files and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -33,6 +34,34 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from prefix_rft_lab.config import ConfigError, RunConfig
+
+FOLLOWED = -1
+"""``row`` of a token table's demonstrations that are read and not trained: the same text at every step."""
+
+TOKEN_COLUMNS = {
+    "run": "name of the run's directory, or of the model",
+    "step": "step of the run (global_step), from 0; the state before its update",
+    "problem": "id of the problem",
+    "row": "number of the row within its group, from 0; FOLLOWED for a demonstration that is only read",
+    "position": "place in the response, from 0, tokens",
+    "token_id": "id in the tokenizer's vocabulary",
+    "text": "the token as text; bytes that are no whole character as <0xE2>",
+    "kind": "prefix (copied from a demonstration), continuation (sampled after one) or on_policy",
+    "entropy": "entropy of the next-token distribution at its place, nats, over the full vocabulary",
+    "temperature": "divides the logits before log-probabilities and entropies are taken",
+    "logp": "log-probability of the token in the update's forward pass, nats",
+    "old_logp": "log-probability under the policy that the update started from, nats",
+    "ratio": "exp(logp - old_logp), as the loss used it",
+    "advantage": "after the entropy clip; NaN where there is none (a demonstration that is only read)",
+    "kept": "False where the entropy clip takes the advantage away, or would (a demonstration that is only read)",
+    "score": "of the whole response, 0 or 1; NaN where nothing was scored",
+    "top_ids": "ids of the most probable tokens at that place",
+    "top_probs": "their probabilities",
+    "top_texts": "their texts",
+    "entropy_after": "entropy after the update, nats; demonstrations that are only read, else NaN",
+    "top_probs_after": "probabilities of top_ids after the update; demonstrations that are only read, else None",
+}
+"""Column of a token table -> meaning and unit."""
 
 
 class RunError(RuntimeError):
@@ -84,7 +113,7 @@ def write_table(path: Path, frame: pd.DataFrame) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        frame.to_parquet(temporary, index=False)
+        frame.to_parquet(temporary, index=False, compression="zstd")
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -136,11 +165,12 @@ READERS = (
     "__main__.py",
     "cli.py",
     "doctor.py",
+    "entropy_analysis.py",
     "evaluation_run.py",
     "experiments.py",
     "notebooks.py",
     "parity.py",
-    "plots.py",
+    "plots",
     "pool.py",
     "report.py",
     "stats.py",
@@ -208,9 +238,29 @@ class Run:
 
     @property
     def tokens(self) -> pd.DataFrame:
-        """One row a recorded token, of all recorded steps; empty if none were."""
-        parts = [pd.read_parquet(path) for path in sorted((self.path / "tokens").glob("step-*.parquet"))]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        """One row a recorded token, of all steps recorded so far; columns and units in :data:`TOKEN_COLUMNS`.
+
+        Without token records it is empty, with all columns. Columns that an older run did not write are NaN.
+        """
+        parts = []
+        for path in sorted((self.path / "tokens").glob("step-*.parquet")):
+            # A run that is being written, and goes back to a checkpoint, takes tables away.
+            with contextlib.suppress(FileNotFoundError):
+                parts.append(pd.read_parquet(path))
+        table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({name: [] for name in TOKEN_COLUMNS})
+        table = table.reindex(columns=list(dict.fromkeys([*TOKEN_COLUMNS, *table.columns])))
+        if table["run"].isna().all():
+            table["run"] = pd.Series(self.path.name, index=table.index, dtype=object)
+        table.attrs = {"tokenizer": self.tokenizer}
+        return table
+
+    @property
+    def tokenizer(self) -> str:
+        """Names the vocabulary that token ids are of (:func:`prefix_rft_lab.records.tokenizer_id`); "" for older runs."""
+        path = self.path / "data.json"
+        if not path.is_file():
+            return ""
+        return str(json.loads(path.read_text(encoding="utf-8")).get("tokenizer", ""))
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from prefix_rft_lab.config import ConfigError, RunConfig
 from prefix_rft_lab.evaluate import sample_scores, summarise
 from prefix_rft_lab.generation import Completion, Request, TransformersEngine
 from prefix_rft_lab.policy import autocast_dtype, device_of, load_policy, save_policy
+from prefix_rft_lab.records import TokenRecorder, tokenizer_id
 from prefix_rft_lab.rewards import Verifier
 from prefix_rft_lab.runs import Run, RunError, RunWriter, disk_error
 from prefix_rft_lab.tasks import sources
@@ -93,6 +94,7 @@ class Trainer:
         self.verifier = Verifier()
         self.train_problems, self.validation_problems, self.data_report = self._load_data()
         self.updater = Updater(self.model, config, pad_id=pad_id(self.tokenizer))
+        self.recorder = TokenRecorder(self.updater, self.tokenizer, config, self.train_problems, writer.path.name)
         self.checkpoints = Checkpoints(writer.path / "checkpoints", config=config, keep=config.records.keep_checkpoints)
         self.hard: set[int] = set()
         """Indices of training problems that the base policy never solved in ``evaluation.hard_tries`` samples."""
@@ -141,6 +143,7 @@ class Trainer:
             "demonstrations": sum(len(p.demonstrations) for p in train_problems),
             "validation": len(validation),
             "dropped": dict(dropped),
+            "tokenizer": tokenizer_id(self.tokenizer),
         }
         for reason, count in dropped.items():
             log.warning("%d x %s", count, reason)
@@ -272,16 +275,19 @@ class Trainer:
             ):
                 row.score = score
         clock.append(time.perf_counter())
-        recording = config.records.tokens_every and global_step % config.records.tokens_every == 0
-        places = measure.recorded(rows, config.records.token_problems) if recording else []
         # Before the update: the alternatives are those that the rows were sampled among.
-        alternatives = self.updater.alternatives([rows[i] for i in places], config.records.top_k)
+        record = self.recorder.before(rows, global_step)
+        clock.append(time.perf_counter())
         diagnose = config.records.diagnostics_every and global_step % config.records.diagnostics_every == 0
         result = self.updater.update(
             rows, stage, stage.optimizer_section(config), optimizers["main"], step, diagnose=bool(diagnose)
         )
         replayed = self._replay(rows, stage, optimizers, step)
         clock.append(time.perf_counter())
+        tables = {}
+        if record is not None:
+            table = self.recorder.table(record, result, scored=stage.samples)
+            tables[f"tokens/step-{global_step:06d}"] = table
         line: dict[str, Any] = {
             "stage": stage.name,
             "step": step,
@@ -293,13 +299,9 @@ class Trainer:
         line |= {"lr": optimizers["main"].param_groups[0]["lr"], "verifier_timeouts": self.verifier.timeouts}
         line |= {
             f"seconds_{name}": round(end - start, 4)
-            for name, start, end in zip(("rollout", "score", "update"), clock, clock[1:], strict=False)
+            for name, start, end in zip(("rollout", "score", "record", "update"), clock, clock[1:], strict=False)
         }
-        tables = {}
-        if places:
-            tables[f"tokens/step-{global_step:06d}"] = measure.token_table(
-                rows, places, result, alternatives, tokenizer=self.tokenizer, global_step=global_step
-            )
+        line["seconds_record"] = 0.0 if record is None else round(record.seconds, 4)
         return line, tables
 
     def rows(self, stage: methods.Stage, step: int) -> list[Row]:

@@ -17,7 +17,7 @@ import torch
 
 from prefix_rft_lab import advantages as credit
 from prefix_rft_lab import entropy as clip
-from prefix_rft_lab import methods, policy, rng
+from prefix_rft_lab import methods, rng
 from prefix_rft_lab.config import OptimConfig, RunConfig
 from prefix_rft_lab.policy import autocast_dtype, response_stats
 from prefix_rft_lab.tokens import pad_rows
@@ -172,14 +172,6 @@ class Updater:
                 ):
                     found[i] = (logp, entropy)
         return found
-
-    def alternatives(self, rows: Sequence[Row], k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k most probable tokens (ids, probabilities; (tokens, k) each) at each response token, in row order."""
-        if not rows:
-            return torch.empty((0, k), dtype=torch.long), torch.empty((0, k))
-        batch = pad_rows(rows, self.pad_id, self.device)
-        temperature = self.config.rollout.temperature
-        return policy.alternatives(self.model, batch, k, temperature=temperature, autocast=self.autocast)
 
     def _forward(self, rows: Sequence[Row]) -> TokenStats:
         batch = pad_rows(rows, self.pad_id, self.device)

@@ -12,7 +12,7 @@ import pandas as pd
 from prefix_rft_lab.config import RunConfig, preset
 from prefix_rft_lab.evaluate import summarise
 from prefix_rft_lab.methods import METHODS
-from prefix_rft_lab.runs import Run, RunWriter
+from prefix_rft_lab.runs import FOLLOWED, Run, RunWriter
 from prefix_rft_lab.schedules import ratio_window
 
 SMALL: dict[str, Any] = {
@@ -131,7 +131,9 @@ def _train(writer: RunWriter, config: RunConfig, steps: int | None, texts: Seque
                 }
             writer.metrics(line)
             if config.records.tokens_every and global_step % config.records.tokens_every == 0:
-                writer.table(f"tokens/step-{global_step:06d}", _tokens(global_step, hybrid, draws, texts))
+                writer.table(
+                    f"tokens/step-{global_step:06d}", _tokens(writer.path.name, global_step, hybrid, draws, texts)
+                )
             global_step += 1
             if config.evaluation.every and global_step % config.evaluation.every == 0:
                 _evaluate(writer, config, global_step, stage.name, draws)
@@ -151,26 +153,43 @@ def _evaluate(writer: RunWriter, config: RunConfig, global_step: int, stage: str
     writer.evaluation(line)
 
 
-def _tokens(step: int, hybrid: bool, draws: np.random.Generator, texts: Sequence[str]) -> pd.DataFrame:
+def _tokens(run: str, step: int, hybrid: bool, draws: np.random.Generator, texts: Sequence[str]) -> pd.DataFrame:
     rows = []
-    for row, kinds in enumerate(
-        (["on_policy"] * 5, ["prefix"] * 6 + ["continuation"] * 2 if hybrid else ["prefix"] * 6)
+    mixed = ["prefix"] * 6 + ["continuation"] * 2
+    for problem, row, kinds in (
+        ("train-0", 0, ["on_policy"] * 5),
+        ("train-0", 1, mixed if hybrid else ["prefix"] * 6),
+        ("train-1", 1, mixed if hybrid else ["on_policy"] * 4),
+        ("train-2", FOLLOWED, ["prefix"] * 8),
     ):
+        score = float(draws.integers(2))
         for position, kind in enumerate(kinds):
+            followed = row == FOLLOWED
+            probs = draws.dirichlet([1.0, 1.0, 1.0, 1.0])[:3]
+            after = probs * draws.uniform(0.9, 1.0, 3)
             rows.append(
                 {
+                    "run": run,
                     "step": step,
-                    "problem": "train-0",
+                    "problem": problem,
                     "row": row,
                     "position": position,
                     "token_id": position,
                     "text": texts[position % len(texts)],
                     "kind": kind,
                     "entropy": float(draws.uniform(0, 2)),
-                    "logp": -0.5,
-                    "advantage": 0.5,
-                    "kept": kind != "prefix" or position < 2,
-                    "score": 1.0,
+                    "temperature": 1.0,
+                    "logp": -float(draws.uniform(0, 1)),
+                    "old_logp": -0.5,
+                    "ratio": 1.0,
+                    "advantage": np.nan if followed else float(draws.normal()),
+                    "kept": kind != "prefix" or position < 2 + step % 3,
+                    "score": np.nan if followed else score,
+                    "top_ids": [0, 1, 2],
+                    "top_probs": probs,
+                    "top_texts": [texts[i % len(texts)] for i in range(3)],
+                    "entropy_after": float(draws.uniform(0, 2)) if followed else np.nan,
+                    "top_probs_after": after if followed else None,
                 }
             )
     return pd.DataFrame(rows)

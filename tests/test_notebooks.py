@@ -9,11 +9,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from prefix_rft_lab import load_all
-from prefix_rft_lab.config import ConfigError, preset
+from prefix_rft_lab import entropy_analysis, load_all
+from prefix_rft_lab.config import ConfigError
 from prefix_rft_lab.experiments import MAIN_METHODS, PROFILES, main_comparison
 from prefix_rft_lab.notebooks import parameters_of, reproduce
-from prefix_rft_lab.widgets import ScheduleScrubber
+from prefix_rft_lab.runs import FOLLOWED
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
@@ -101,6 +101,18 @@ def test_claim_of_notebook_3_at_smoke_size(reproduction):
     kept = runs["prefix_rft"].metrics
     expected = (kept["tokens_prefix"] - (kept["tokens_prefix"] * 0.8).astype(int)) / kept["tokens_prefix"]
     assert kept["kept_share"].to_list() == pytest.approx(expected.to_list(), abs=1e-6)
+    # All methods start from one policy, so they read a followed demonstration alike at first.
+    trained = [run for method, run in runs.items() if method != "base"]
+    read = [run.tokens[(run.tokens["row"] == FOLLOWED) & (run.tokens["step"] == 0)] for run in trained]
+    for table in read[1:]:
+        assert table["entropy"].to_numpy() == pytest.approx(read[0]["entropy"].to_numpy(), abs=1e-5)
+    # And what an update does to their entropies is what its covariance says.
+    for run in trained:
+        change = entropy_analysis.recorded_change(run.tokens)
+        large = change[change["observed"].abs() > 1e-3]
+        assert len(large) > 20
+        assert ((large["predicted"] > 0) == (large["observed"] > 0)).mean() > 0.9
+        assert (large["predicted"] / large["observed"] - 1).abs().median() < 0.25
 
 
 def test_profiles_differ_in_size_only():
@@ -115,19 +127,6 @@ def test_profiles_differ_in_size_only():
     assert len({(config.method, config.seed) for config in configs}) == len(configs)
     with pytest.raises(ConfigError, match=r"profile = 'huge' .* smoke, quick, full"):
         main_comparison("huge")
-
-
-def test_scrubber_carries_its_picture_and_splits_like_the_schedule():
-    config = preset("tiny")
-    widget = ScheduleScrubber(config, [f"t{i}" for i in range(40)])
-    assert len(widget.window) == config.rl.steps
-    assert widget.window[0] == [0.95, 0.95, 0.95]
-    assert widget.lengths[0] == [38, 38, 38]
-    assert widget.window[-1][0] == pytest.approx(0.05, abs=1e-3) and widget.lengths[-1][0] == 2
-    data, _ = widget._repr_mimebundle_()
-    assert data["image/png"].startswith("iVBOR") and "38 tokens at first" in data["text/plain"]
-    with pytest.raises(ConfigError, match="demonstration"):
-        ScheduleScrubber(config, [])
 
 
 RESULTS = FOLDER.parent / "results" / "full"

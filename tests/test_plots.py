@@ -35,6 +35,7 @@ def no_warnings():
 
 def all_figures(runs):
     yield from (draw(runs) for draw in plots.FIGURES.values())
+    yield from (draw([r for r in runs if r.method == "prefix_rft"]) for draw in plots.TOKEN_FIGURES.values())
     yield plots.learning_curves(runs, "hard.avg")
     yield plots.learning_curves(runs, "levels.easy.avg")
     yield plots.final_scores(runs)
@@ -46,26 +47,38 @@ def all_figures(runs):
     yield plots.prefix_lengths(runs[-1].config, [10, 20, 30])
 
 
-def test_all_figures_draw_and_say_what_they_show(runs):
-    for figure in all_figures(runs):
+@pytest.fixture(scope="module")
+def drawn(runs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("error", RuntimeWarning)
+        return list(all_figures(runs))
+
+
+def test_all_figures_draw_and_say_what_they_show(drawn):
+    for figure in drawn:
         png, metadata = figure._repr_png_()
         assert png.startswith(b"\x89PNG")
         assert metadata["alt"] == figure.caption and len(figure.caption) > 30
         assert len(figure.data)
-        panels = [axes for axes in figure.axes if axes.get_visible()]
+        panels = [
+            axes for axes in figure.axes if axes.get_visible() and axes.axison and axes.get_label() != "<colorbar>"
+        ]
         assert all(axes.get_xlabel() for axes in panels[-1:])
 
 
-def test_axes_speak_of_units(runs):
+def test_axes_speak_of_units(drawn):
     units = {"nats", "tokens", "share", "0 to 1", "norm", "loss", "ratio", "steps", "samples"}
-    for figure in all_figures(runs):
+    for figure in drawn:
         labels = [text for axes in figure.axes for text in (axes.get_xlabel(), axes.get_ylabel()) if text]
         assert any(unit in label for unit in units for label in labels), labels
 
 
 def test_titles_give_n(runs):
-    for draw in plots.FIGURES.values():
-        assert "2 seeds a method" in draw(runs).caption
+    for name, draw in plots.FIGURES.items():
+        assert ("one seed each" if name == "demonstration_map" else "2 seeds a method") in draw(runs).caption, name
+    for name, draw in plots.TOKEN_FIGURES.items():
+        assert "2 seeds" in draw([run for run in runs if run.method == "prefix_rft"]).caption, name
 
 
 def test_entropy_figure_has_a_panel_a_method_and_the_window_below(runs):
@@ -127,14 +140,44 @@ def test_runs_without_anything_to_draw_give_one_sentence(tmp_path):
         with pytest.raises(RunError, match=r"recorded no .* yet") as caught:
             draw([empty])
         assert str(tmp_path) not in str(caught.value)
-    with pytest.raises(RunError, match=r"recorded no tokens; set records.tokens_every above 0"):
+    with pytest.raises(RunError, match=r"recorded no tokens yet; set records.tokens_every above 0"):
         plots.kept_tokens(empty)
-    with pytest.raises(RunError, match=r"recorded no prefix tokens; take a run of a method with prefixes"):
+    with pytest.raises(RunError, match=r"holds no hybrid rows .*; take a run of a method with prefixes"):
         plots.kept_tokens(write_run(tmp_path, "sft"))
+    for draw in plots.TOKEN_FIGURES.values():
+        with pytest.raises(ConfigError, match=r"runs = \[\] holds nothing"):
+            draw([])
+        with pytest.raises(RunError, match=r"recorded no tokens yet; set records.tokens_every above 0"):
+            draw([empty])
     with pytest.raises(ConfigError, match=r"demonstration_tokens = \[\]"):
         plots.prefix_lengths(empty.config, [])
     with pytest.raises(ConfigError, match=r"runs = \[\]"):
         plots.final_scores([])
+
+
+def test_token_figures_are_of_one_method_and_one_vocabulary(runs, tmp_path):
+    mixed = [run for run in runs if run.method in ("rft", "prefix_rft")]
+    for draw in plots.TOKEN_FIGURES.values():
+        with pytest.raises(ConfigError, match="runs of rft and prefix_rft in a figure of one method"):
+            draw(mixed)
+    two = [write_run(tmp_path, "prefix_rft", seed) for seed in (0, 1)]
+    for run, name in zip(two, ("aaa", "bbb"), strict=True):
+        (run.path / "data.json").write_text(json.dumps({"tokenizer": name}))
+    with pytest.raises(
+        ConfigError, match=r"have different vocabularies \(aaa, bbb\), so their tokens cannot be joined"
+    ):
+        plots.seam(two)
+    with pytest.raises(RunError, match="problem = 'x' was not followed; these runs followed train-2"):
+        plots.demonstration_map(runs, "x")
+
+
+def test_entropies_that_are_nan_are_refused(tmp_path):
+    run = write_run(tmp_path)
+    path = next((run.path / "tokens").glob("*.parquet"))
+    pd.read_parquet(path).assign(entropy=float("nan")).to_parquet(path)
+    for draw in (*plots.TOKEN_FIGURES.values(), plots.demonstration_map, plots.entropy_change):
+        with pytest.raises(RunError, match="entropy is NaN at"):
+            draw([run])
 
 
 def test_labels_draw_configs_of_one_method_apart(tmp_path):
@@ -150,6 +193,10 @@ def test_hostile_token_texts_stay_text(tmp_path):
     figure = plots.kept_tokens(run)
     figure.png()
     assert r"$\frac{" in [tick.get_text() for tick in figure.axes[1].get_yticklabels()]
+    for figure in (plots.forking_tokens([run], least=1), plots.demonstration_map([run])):
+        figure.png()
+        labels = [text.get_text() for axes in figure.axes for text in [*axes.texts, *axes.get_xticklabels()]]
+        assert not any("\u202e" in label or "\x00" in label for label in labels)
     assert plots.visible(" a\n漢\x00") == "␣a⏎\\u6f22\\x00"
 
 

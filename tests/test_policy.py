@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import types
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from prefix_rft_lab.config import ConfigError
 from prefix_rft_lab.policy import load_policy
 from prefix_rft_lab.tasks import chains
 from prefix_rft_lab.tokens import encode_problems, pad_id, pad_rows
-from prefix_rft_lab.types import Row
+from prefix_rft_lab.types import Row, SequenceBatch, TokenKind
 from prefix_rft_lab.update import Updater
 
 
@@ -27,24 +29,83 @@ def rows(tiny, small):
 def test_alternatives_are_the_most_probable_tokens(tiny, rows):
     model, tokenizer = tiny
     batch = pad_rows(rows, pad_id(tokenizer))
-    ids, probs = policy.alternatives(model, batch, 3, temperature=0.7)
+    choices = policy.response_choices(model, batch, 3, temperature=0.7)
     logits = model(input_ids=batch.input_ids).logits[:, :-1][batch.response_mask[:, 1:]] / 0.7
     expected = logits.softmax(-1)
-    for token in range(len(ids)):
+    for token in range(len(choices.ids)):
         order = expected[token].argsort(descending=True)[:3]
-        assert ids[token].tolist() == order.tolist()
-        assert probs[token].tolist() == pytest.approx(expected[token][order].tolist(), abs=1e-6)
-    assert policy.alternatives(model, batch, 10_000)[0].shape[1] == len(tokenizer)
+        assert choices.ids[token].tolist() == order.tolist()
+        assert choices.probs[token].tolist() == pytest.approx(expected[token][order].tolist(), abs=1e-6)
+    stats = policy.response_stats(model, batch, temperature=0.7)
+    assert torch.equal(choices.logp, stats.logp) and torch.equal(choices.entropy, stats.entropy)
+    assert policy.response_choices(model, batch, 10_000).ids.shape[1] == len(tokenizer)
+
+
+def test_probabilities_of_tokens_that_are_named(tiny, rows):
+    batch = pad_rows(rows, pad_id(tiny[1]))
+    most = policy.response_choices(tiny[0], batch, 4)
+    named = policy.response_choices(tiny[0], batch, ids=most.ids.flip(1))
+    assert torch.equal(named.ids, most.ids.flip(1)) and torch.equal(named.probs, most.probs.flip(1))
+
+
+class Head(torch.nn.Module):
+    """A model whose last hidden states are given: row i of the input reads the states from i on."""
+
+    def __init__(self, states, weight):
+        super().__init__()
+        self.states, self.head = states, torch.nn.Linear(*reversed(weight.shape), bias=False)
+        self.head.weight = torch.nn.Parameter(weight)
+        self.base_model = self
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def forward(self, input_ids, use_cache):
+        return types.SimpleNamespace(last_hidden_state=self.states[None])
+
+
+@pytest.mark.parametrize("vocab", [23, 1_000, 49_152, 151_936])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_entropy_against_float64(vocab, dtype, monkeypatch):
+    """From certain to uniform, in chunks of any size, with hidden states of half precision and impossible tokens.
+
+    States and weights are small multiples of powers of 2, so that no order of summation rounds a logit.
+    """
+    generator = torch.Generator().manual_seed(vocab)
+    scales = 2.0 ** torch.tensor([-20, -8, -4, -2, 0, 1, 1.0, 2, 2, 3, 5, 9, 0])
+    states = ((torch.randn(len(scales), 32, generator=generator) * 8).round() / 8 * scales[:, None]).to(dtype)
+    weight = (torch.randn(vocab, 32, generator=generator) * 8).round() / 64
+    model = Head(states, weight)
+    ids = torch.randint(0, vocab, (1, len(scales)), generator=generator)
+    kinds = torch.full_like(ids, TokenKind.ON_POLICY)
+    kinds[0, 0] = TokenKind.CONTEXT
+    batch = SequenceBatch(input_ids=ids, attention_mask=torch.ones_like(ids), kinds=kinds)
+    for impossible in (False, True):
+        if impossible:
+            model.head.register_forward_hook(
+                lambda _, __, logits: logits.index_fill(1, torch.arange(0, vocab, 3), -torch.inf)
+            )
+        logits = model.head(states.float())[:-1].detach()
+        for temperature in (1.0, 0.6):
+            exact = (logits.double() / temperature).log_softmax(-1)
+            want = -(exact.exp() * exact.clamp(min=-1e300)).sum(-1)
+            assert want.min() < 1e-4 and want.max() > 0.95 * math.log(vocab * (2 / 3 if impossible else 1))
+            for tokens in (1, 3, 100):
+                monkeypatch.setattr(policy, "LOGITS_AT_ONCE", tokens * vocab)
+                found = policy.response_choices(model, batch, 2, temperature=temperature).entropy
+                assert (found.double() - want).abs().max() <= 1e-6
+                with torch.no_grad():
+                    assert torch.equal(found, policy.response_stats(model, batch, temperature=temperature).entropy)
 
 
 def test_chunks_of_logits_change_nothing(tiny, rows, monkeypatch):
     model, tokenizer = tiny
     batch = pad_rows(rows, pad_id(tokenizer))
-    whole, wide = policy.response_stats(model, batch), policy.alternatives(model, batch, 4)
+    whole, wide = policy.response_stats(model, batch), policy.response_choices(model, batch, 4)
     monkeypatch.setattr(policy, "LOGITS_AT_ONCE", 5 * len(tokenizer))
-    parts, narrow = policy.response_stats(model, batch), policy.alternatives(model, batch, 4)
+    parts, narrow = policy.response_stats(model, batch), policy.response_choices(model, batch, 4)
     assert torch.allclose(whole.logp, parts.logp, atol=1e-6) and torch.allclose(whole.entropy, parts.entropy, atol=1e-6)
-    assert torch.equal(wide[0], narrow[0])
+    assert torch.equal(wide.ids, narrow.ids)
     gradients = []
     for chunk in (5 * len(tokenizer), 2**25):
         monkeypatch.setattr(policy, "LOGITS_AT_ONCE", chunk)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from run_factory import write_run
 
 from prefix_rft_lab import plots, stats
-from prefix_rft_lab.config import ConfigError
-from prefix_rft_lab.report import write_report
+from prefix_rft_lab.config import ConfigError, preset
+from prefix_rft_lab.report import write_gallery, write_report
 
 
 @pytest.fixture
@@ -168,10 +170,38 @@ def test_markdown_has_the_same_tables(folder, page):
 
 def test_figures_are_saved_beside_it(folder, page):
     stems = {path.stem for path in (folder / "figures").glob("*.png")}
-    assert {"entropy_dynamics", "final_scores-test", "final_scores-ood", "learning_curves", "kept_tokens"} <= stems
+    assert {
+        "entropy_dynamics",
+        "final_scores-test",
+        "final_scores-ood",
+        "learning_curves",
+        "kept_tokens",
+        "seam",
+        "collapse",
+    } <= stems
     assert len(page.all("img")) == len(stems)
     for ending in ("pdf", "svg", "csv", "json"):
         assert {path.stem for path in (folder / "figures").glob(f"*.{ending}")} == stems
+
+
+def test_gallery_has_every_figure_with_its_files(folder):
+    plots.save_figure(plots.schedule(preset("tiny")), folder / "figures" / "mine" / "a #1?")
+    page = Page(write_gallery(folder, title=HOSTILE, titles={"final_scores-test": "Scores", "gone": "No"}))
+    assert not page.open and not page.all("script") and len(page.all("title")) == 1
+    assert page.text.count(HOSTILE) == 2
+    stems = {path.relative_to(folder / "figures").with_suffix("").as_posix() for path in folder.rglob("*.png")}
+    assert len(page.all("img")) == len(stems) > 25 and "mine/a #1?" in stems
+    assert page.all("figure")[0]["id"] == "figure-final_scores-test"
+    assert all(len(attributes["alt"]) > 40 and attributes["src"].startswith("data:") for attributes in page.all("img"))
+    links = [unquote(link["href"]) for link in page.all("a")]
+    assert len(links) == 5 * len(stems) and all((folder / link).is_file() for link in links)
+    assert "http://" not in page.source and "https://" not in page.source
+    shutil.rmtree(folder / "figures" / "mine")
+
+
+def test_gallery_of_nothing(tmp_path):
+    with pytest.raises(ConfigError, match=r"holds no figures/\*.png"):
+        write_gallery(tmp_path, title="Nothing")
 
 
 def test_equal_runs_give_an_equal_report(quick, runs, tmp_path):

@@ -1,7 +1,9 @@
-"""Widgets for notebooks: hand-written ESM, no build step, nothing loaded from elsewhere."""
+"""Explorers for notebooks: hand-written ESM, no build step, nothing loaded from elsewhere."""
 
 from __future__ import annotations
 
-from prefix_rft_lab.widgets.schedule import ScheduleScrubber
+from prefix_rft_lab.widgets.runs import RunExplorer
+from prefix_rft_lab.widgets.schedule import ScheduleExplorer
+from prefix_rft_lab.widgets.tokens import TokenExplorer
 
-__all__ = ["ScheduleScrubber"]
+__all__ = ["RunExplorer", "ScheduleExplorer", "TokenExplorer"]

@@ -1,75 +1,142 @@
-"""Scrub the prefix-ratio schedule: the window over the steps, and one demonstration split at the chosen step."""
+"""Feel and edit the prefix-ratio schedule before training: window, density, and a demonstration split at a step."""
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast, get_args
 
-import anywidget
 import traitlets
 
-from prefix_rft_lab import schedules
-from prefix_rft_lab.config import ConfigError, RunConfig
+from prefix_rft_lab import plots, schedules
+from prefix_rft_lab.config import ConfigError, RunConfig, ScheduleKind
+from prefix_rft_lab.widgets.base import Explorer, script, style
 
-_FOLDER = Path(__file__).parent
+FIELDS = (
+    "schedule",
+    "high",
+    "low",
+    "decay_steps",
+    "delay_steps",
+    "warmup_ratio",
+    "alpha",
+    "beta",
+    "min_tokens",
+)
+"""Fields of the config's ``prefix`` section that the explorer edits."""
 
 
-class ScheduleScrubber(anywidget.AnyWidget):
-    """A slider over training steps; scrubbing happens in the browser and works in a saved notebook without a kernel.
+class ScheduleExplorer(Explorer):
+    """The window of prefix ratios over training; edited by dragging or typing, and read back as a config.
+
+    ``explorer.config`` is the config with the edited ``prefix`` section, for :func:`prefix_rft_lab.train`; assigning
+    to it shows another one. Single fields are traits of the same names: ``explorer.low = 0.1``.
 
     Args:
-        config: the run whose ``prefix`` section and ``rl.steps`` are shown.
-        demonstration: the texts of a demonstration's tokens, in order.
+        config: the run whose ``prefix`` section is edited, over ``rl.steps`` steps.
+        demonstrations: texts of the tokens of one demonstration, or of several, to be split at the chosen step.
+        overlays: name -> config whose schedule is drawn for comparison.
+        step: the step that is shown first.
 
     Raises:
-        ConfigError: an empty demonstration.
+        ConfigError: a demonstration without tokens or not cut into tokens; a value that the config refuses.
     """
 
-    _esm = _FOLDER / "schedule.js"
-    _css = _FOLDER / "schedule.css"
-    window: traitlets.List = traitlets.List(help="[low, mean, high] prefix ratio of each step, fractions").tag(
-        sync=True
-    )
-    tokens = traitlets.List(traitlets.Unicode(), help="texts of the demonstration's tokens").tag(sync=True)
-    lengths: traitlets.List = traitlets.List(help="[low, mean, high] prefix length of each step, tokens").tag(sync=True)
+    _esm = script("schedule")
+    _css = style("schedule")
+    schedule = traitlets.Enum(get_args(ScheduleKind), "cosine", help="how the lower end moves").tag(sync=True)
+    high = traitlets.Float(help="upper end, share of the demonstration").tag(sync=True)
+    low = traitlets.Float(help="lower end after the decay").tag(sync=True)
+    decay_steps = traitlets.Int(1, help="steps of the decay").tag(sync=True)
+    delay_steps = traitlets.Int(help="steps before the decay").tag(sync=True)
+    warmup_ratio = traitlets.Float(help="length of the rise from 0, share of the decay").tag(sync=True)
+    alpha = traitlets.Float(1.0, help="first shape of the Beta distribution").tag(sync=True)
+    beta = traitlets.Float(1.0, help="second shape of the Beta distribution").tag(sync=True)
+    min_tokens = traitlets.Int(help="shortest prefix, tokens").tag(sync=True)
     step = traitlets.Int(0, help="the step that is shown").tag(sync=True)
+    demonstration = traitlets.Int(0, help="index of the demonstration that is shown").tag(sync=True)
+    steps = traitlets.Int(1, help="steps of the run").tag(sync=True)
+    demonstrations: traitlets.List = traitlets.List(help="texts of the tokens of each demonstration").tag(sync=True)
+    overlays: traitlets.List = traitlets.List(help="named schedules that are drawn too").tag(sync=True)
+    original: traitlets.Dict = traitlets.Dict(help="the fields as they were given").tag(sync=True)
 
-    def __init__(self, config: RunConfig, demonstration: Sequence[str], **kwargs: Any) -> None:
-        if not demonstration:
-            raise ConfigError("demonstration = [] has no tokens to split; give the texts of its tokens")
-        window, lengths = [], []
-        for step in range(max(config.rl.steps, 1)):
-            low, high = schedules.ratio_window(config.prefix, step)
-            ratios = [low, schedules.mean_ratio(config.prefix, step), high]
-            window.append([round(ratio, 4) for ratio in ratios])
-            lengths.append(
-                [schedules.prefix_length(ratio, len(demonstration), config.prefix.min_tokens) for ratio in ratios]
-            )
-        super().__init__(window=window, lengths=lengths, tokens=list(demonstration), **kwargs)
+    def __init__(
+        self,
+        config: RunConfig,
+        demonstrations: Sequence[Sequence[str]] | Sequence[str] = (),
+        *,
+        overlays: Mapping[str, RunConfig] | None = None,
+        step: int = 0,
+    ) -> None:
+        fields = _fields(config)
         self._config = config
-
-    def summary(self) -> str:
-        """The schedule in one line of text, for readers without the widget."""
-        first, last = self.window[0], self.window[-1]
-        return (
-            f"Prefix-ratio window {first[0]:.2f}-{first[2]:.2f} at step 0, {last[0]:.2f}-{last[2]:.2f} at step "
-            f"{len(self.window) - 1}; of a demonstration of {len(self.tokens)} tokens the mean prefix is "
-            f"{self.lengths[0][1]} tokens at first and {self.lengths[-1][1]} at last"
+        super().__init__(
+            **fields,
+            original=fields,
+            steps=max(config.rl.steps, 1),
+            step=min(max(step, 0), max(config.rl.steps - 1, 0)),
+            demonstrations=_demonstrations(demonstrations),
+            overlays=[{"name": name, **_fields(other)} for name, other in (overlays or {}).items()],
         )
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """The live view, with a picture and a line of text for GitHub, converters and untrusted notebooks."""
-        from prefix_rft_lab import plots
+    @property
+    def config(self) -> RunConfig:
+        """The config as edited.
 
-        bundle = super()._repr_mimebundle_(**kwargs)
-        if bundle is None:
-            return None
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        png = io.BytesIO()
-        plots.schedule(self._config).savefig(png, format="png", dpi=110)
+        Raises:
+            ConfigError: the fields, set one by one from Python, do not fit together.
+        """
+        return self._config.replace(**{f"prefix.{name}": getattr(self, name) for name in FIELDS})
 
-        data = {**data, "image/png": base64.b64encode(png.getvalue()).decode(), "text/plain": self.summary()}
-        return data, metadata
+    @config.setter
+    def config(self, config: RunConfig) -> None:
+        self._config = config
+        fields = _fields(config)
+        with self.hold_sync():
+            self.set_trait("original", fields)
+            for name, value in fields.items():
+                self.set_trait(name, value)
+            self.steps = max(config.rl.steps, 1)
+            self.step = min(self.step, self.steps - 1)
+
+    def summary(self) -> str:
+        config = self.config
+        last = self.steps - 1
+        first_window, last_window = (schedules.ratio_window(config.prefix, step) for step in (0, last))
+        text = (
+            f"Prefix-ratio schedule ({config.prefix.schedule}): window {first_window[0]:.2f}-{first_window[1]:.2f} at "
+            f"step 0, {last_window[0]:.2f}-{last_window[1]:.2f} at step {last}"
+        )
+        if not self.demonstrations:
+            return text
+        count = len(self.demonstrations[self.demonstration])
+        lengths = [
+            schedules.prefix_length(schedules.mean_ratio(config.prefix, step), count, config.prefix.min_tokens)
+            for step in (0, last)
+        ]
+        return (
+            f"{text}; of a demonstration of {count} tokens the mean ratio gives {lengths[0]} tokens at first and "
+            f"{lengths[1]} at last"
+        )
+
+    def picture(self) -> plots.RunFigure:
+        return plots.schedule(self.config)
+
+
+def _fields(config: RunConfig) -> dict[str, Any]:
+    return {name: getattr(config.prefix, name) for name in FIELDS}
+
+
+def _demonstrations(given: Sequence[Sequence[str]] | Sequence[str]) -> list[list[str]]:
+    if isinstance(given, str) or any(isinstance(one, str) and i == 0 for i, one in enumerate(given)):
+        if isinstance(given, str):
+            raise ConfigError(f"demonstrations = {given[:40]!r} is one text; give the texts of its tokens")
+        given = [cast(Sequence[str], given)]
+    out = [list(one) for one in given]
+    for i, tokens in enumerate(out):
+        if isinstance(given[i], str) or not all(isinstance(token, str) for token in tokens):
+            raise ConfigError(
+                f"demonstrations[{i}] = {given[i]!r:.40} is not a list of texts; give those of its tokens"
+            )
+        if not tokens:
+            raise ConfigError(f"demonstrations[{i}] = [] has no tokens to split; give the texts of its tokens")
+    return out

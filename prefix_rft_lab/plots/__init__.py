@@ -1,0 +1,122 @@
+"""Every figure of the kit, drawn from what runs recorded.
+
+Each function takes runs (finished, running or interrupted) and returns a :class:`RunFigure`: a Matplotlib figure made
+without pyplot, since pyplot keeps a global list of figures that breaks when widgets call back from another thread. It
+shows itself in notebooks, carries the numbers it draws in ``figure.data`` and a sentence for readers in
+``figure.caption``. :func:`save_figure` writes all of it beside a record of where it came from.
+
+How to read them all: one colour and one marker a method; line style tells the kind of token (dotted prefix, dashed
+continuation, solid on-policy); thin lines are single seeds and the thick one is their mean, a band (95% bootstrap over
+seeds) replaces the thin lines above five seeds. Where a step-by-step curve is smoothed, the raw one lies beneath it and
+the note under the title gives the width. A missing column is a missing line, never a made-up zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from prefix_rft_lab.plots.base import (
+    KIND_STYLES,
+    METHOD_STYLES,
+    OKABE_ITO,
+    SPARE_STYLES,
+    RunFigure,
+    environment,
+    provenance,
+    save_figure,
+    visible,
+)
+from prefix_rft_lab.plots.scores import final_scores, pass_at_k
+from prefix_rft_lab.plots.tokens import (
+    advantage_covariance,
+    clip_stability,
+    collapse,
+    demonstration_map,
+    entropy_change,
+    entropy_quantiles,
+    forking_tokens,
+    kept_tokens,
+    relative_position,
+    reward_by_prefix_entropy,
+    seam,
+    surprise,
+)
+from prefix_rft_lab.plots.training import (
+    entropy_dynamics,
+    gradient_norm,
+    learning_curves,
+    lengths,
+    loss,
+    nll_against_reward,
+    policy_entropy,
+    prefix_lengths,
+    rewards,
+    schedule,
+)
+from prefix_rft_lab.runs import Run
+
+__all__ = [
+    "FIGURES",
+    "KIND_STYLES",
+    "METHOD_STYLES",
+    "OKABE_ITO",
+    "SPARE_STYLES",
+    "TOKEN_FIGURES",
+    "RunFigure",
+    "advantage_covariance",
+    "clip_stability",
+    "collapse",
+    "demonstration_map",
+    "entropy_change",
+    "entropy_dynamics",
+    "entropy_quantiles",
+    "environment",
+    "final_scores",
+    "forking_tokens",
+    "gradient_norm",
+    "kept_tokens",
+    "learning_curves",
+    "lengths",
+    "loss",
+    "nll_against_reward",
+    "pass_at_k",
+    "policy_entropy",
+    "prefix_lengths",
+    "provenance",
+    "relative_position",
+    "reward_by_prefix_entropy",
+    "rewards",
+    "save_figure",
+    "schedule",
+    "seam",
+    "surprise",
+    "visible",
+]
+
+DrawRuns = Callable[[Sequence[Run]], RunFigure]
+FIGURES: dict[str, DrawRuns] = {
+    "learning_curves": learning_curves,
+    "entropy_dynamics": entropy_dynamics,
+    "policy_entropy": policy_entropy,
+    "rewards": rewards,
+    "nll_against_reward": nll_against_reward,
+    "lengths": lengths,
+    "loss": loss,
+    "gradient_norm": gradient_norm,
+    "collapse": collapse,
+    "demonstration_map": demonstration_map,
+    "surprise": surprise,
+    "entropy_change": entropy_change,
+    "advantage_covariance": advantage_covariance,
+}
+"""Figures that need nothing but runs of any methods, in the order of a report."""
+
+TOKEN_FIGURES: dict[str, DrawRuns] = {
+    "entropy_quantiles": entropy_quantiles,
+    "seam": seam,
+    "relative_position": relative_position,
+    "forking_tokens": forking_tokens,
+    "clip_stability": clip_stability,
+    "reward_by_prefix_entropy": reward_by_prefix_entropy,
+}
+"""Figures of the token tables of one method with prefixes, all its seeds together."""

@@ -1,0 +1,109 @@
+"""Figures of final scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from prefix_rft_lab import stats
+from prefix_rft_lab.plots.base import (
+    COLUMN_LABELS,
+    RunFigure,
+    escaped,
+    finish,
+    new_figure,
+    seed_counts,
+    style_of,
+)
+from prefix_rft_lab.runs import Run
+from prefix_rft_lab.stats import Label
+
+# ---------------------------------------------------------------------- final scores
+
+
+def final_scores(
+    runs: Sequence[Run], split: str = "test", metric: str = "avg", *, label: Label | None = None
+) -> RunFigure:
+    """Final score of every method with its 95% interval, single seeds as dots."""
+    groups = stats.group(runs, label)
+    table = stats.compare(runs, split, metric, label=label)
+    measured = stats.scores(groups, split)
+    name = stats.metric_name(metric, int(table["k"].iloc[0]))
+    note = (
+        f"{split} split, {int(table['problems'].iloc[0])} problems, {seed_counts(table)}; bars: 95% bootstrap over "
+        "seeds and problems (problems only where there is one seed)"
+    )
+    figure, grid = new_figure(7.5, 0.52 * len(table) + 0.75, title=f"Final {name} on {split}", note=note)
+    axes = grid[0, 0]
+    data = table[["method", "title", "seeds", "problems", "mean", "low", "high", "resampled"]].copy()
+    for place, row in enumerate(table.to_dict("records")):
+        method = row["method"]
+        colour, marker = style_of(groups[method][0], method, label, place)
+        own = measured[method]
+        seeds = own.values[metric].mean(axis=1)
+        if len(seeds) > 1:
+            # Fixed offsets: dots of equal scores stay apart without chance.
+            offset = np.linspace(-0.2, 0.2, len(seeds))
+            axes.plot(seeds, place + offset, ls="", marker="o", ms=4, color=colour, alpha=0.6, mew=0)
+        thin = marker == "x"
+        axes.errorbar(
+            [row["mean"]],
+            [place],
+            xerr=[[row["mean"] - row["low"]], [row["high"] - row["mean"]]],
+            color=colour, marker=marker, ms=7, lw=1.8, capsize=4, mec=colour if thin else "white", mew=2 if thin else 0.8,
+        )  # fmt: skip
+        axes.annotate(
+            f"{row['mean']:.1f}" if metric == "tokens" else f"{row['mean']:.3f}",
+            (row["high"], place),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+        for seed, score in zip(own.seeds, seeds, strict=True):
+            data.loc[data["method"] == method, f"seed_{seed}"] = float(score)
+    axes.set_yticks(range(len(table)), list(table["title"]), parse_math=False)
+    axes.set_ylim(len(table) - 0.5, -0.5)
+    axes.set_xlabel(COLUMN_LABELS[metric].format(k=int(table["k"].iloc[0])))
+    axes.grid(axis="y", visible=False)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, 0), high + 0.06 * (high - min(low, 0)))
+    return finish(figure, data, f"{name} of every method: {note}.")
+
+
+def pass_at_k(runs: Sequence[Run], split: str = "test", *, label: Label | None = None) -> RunFigure:
+    """Unbiased pass@k for k = 1 to the number of samples, with 95% bands."""
+    groups = stats.group(runs, label)
+    table = stats.pass_curve(runs, split, label=label)
+    scores = stats.scores(groups, split)
+    problems = next(iter(scores.values())).problems
+    seeds = pd.DataFrame({"seeds": [len(members) for members in groups.values()], "method": list(groups)})
+    note = f"{split} split, {problems} problems, {seed_counts(seeds)}; bands: 95% bootstrap over seeds and problems"
+    handles = []
+    for place, (name, members) in enumerate(groups.items()):
+        colour, marker = style_of(members[0], name, label, place)
+        handles.append(
+            Line2D([], [], color=colour, marker=marker, ms=5, lw=1.8, label=escaped(stats.title(name, members)))
+        )
+    figure, grid = new_figure(7.5, 3.4, title=f"pass@k on {split}", note=note, legends=[handles])
+    axes = grid[0, 0]
+    for place, (name, members) in enumerate(groups.items()):
+        colour, marker = style_of(members[0], name, label, place)
+        part = table[table["method"] == name]
+        axes.fill_between(part["k"], part["low"], part["high"], color=colour, alpha=0.13, lw=0)
+        axes.plot(part["k"], part["mean"], color=colour, lw=1.8, marker=marker, ms=4.5)
+    most = int(table["k"].max())
+    if most > 2:
+        axes.set_xscale("log", base=2)
+        ticks = [2**i for i in range(int(math.log2(most)) + 1)]
+        axes.set_xticks(ticks, [str(t) for t in ticks])
+        axes.minorticks_off()
+    axes.set(
+        xlabel="k (samples a problem, logarithmic)", ylabel="pass@k (share of problems solved)", ylim=(-0.02, 1.02)
+    )
+    caption = f"Unbiased pass@k (share of problems solved in k tries) against k: {note}."
+    return finish(figure, table, caption)
