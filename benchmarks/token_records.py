@@ -42,11 +42,10 @@ def main() -> None:
     steps, records, tokens, size = [], [], 0, 0
     with tempfile.TemporaryDirectory() as out, Trainer(recording, RunWriter(recording, out)) as trainer:
         stage = trainer.method.stages[-1]
-        section = getattr(config, stage.optim)
-        optimizer = trainer.optimizer(section)
+        optimizers = trainer.optimizers(stage)
         for step in range(args.steps + 1):
             started = time.perf_counter()
-            line, tables = trainer.step(stage, section, optimizer, step, step)
+            line, tables = trainer.step(stage, optimizers, step, step)
             own = time.perf_counter() - started - line["seconds_record"]
             started = time.perf_counter()
             for name, table in tables.items():

@@ -167,6 +167,22 @@ def grpo_prefix(
     return _split((exact - pair.mean) / (pair.std + epsilon), plain_mean, rows_per_prefix, scores)
 
 
+def plain_baseline(
+    scores: torch.Tensor,
+    group: torch.Tensor,
+    prefix_group: torch.Tensor,
+    *,
+    epsilon: float = 1e-6,
+    rows_per_prefix: int = 1,
+) -> RowAdvantages:
+    """A = s - m0 on every token of the row: rows with a prefix or a demonstration do not move the baseline.
+
+    LUFFY's ``split`` without the standard deviation, and the baseline of RL with SFT loss; arguments as
+    :func:`dr_grpo_prefix`.
+    """
+    return _same(luffy_split(scores, group, prefix_group < 0), scores)
+
+
 def _split(
     centred: torch.Tensor, plain_mean: torch.Tensor, rows_per_prefix: int, scores: torch.Tensor
 ) -> RowAdvantages:
@@ -181,6 +197,7 @@ ESTIMATORS: dict[str, Callable[..., RowAdvantages]] = {
     "dr_grpo_prefix_v2": dr_grpo_prefix_v2,
     "grpo": grpo,
     "grpo_prefix": grpo_prefix,
+    "plain_baseline": plain_baseline,
 }
 """Name (``loss.advantage``) -> ``(scores, group, prefix_group, *, epsilon, rows_per_prefix) -> RowAdvantages``."""
 

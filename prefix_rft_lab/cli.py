@@ -97,10 +97,12 @@ def parser() -> argparse.ArgumentParser:
         add(
             "train",
             _train,
-            "Train one method with one or more seeds.\n"
+            "Train one or more methods with one or more seeds.\n"
+            "Several runs end with a table that compares the methods over their seeds.\n"
             "A finished run is not trained again, an interrupted one resumes from its newest checkpoint.",
             "prefix-rft train --method rft --steps 50",
             "prefix-rft train --method prefix_rft --seeds 0,1,2 --workers 2",
+            "prefix-rft train --method all --seeds 0,1,2 --workers 2",
             "prefix-rft train --problems mine.jsonl --model path/to/model --set rollout.max_response_tokens=256",
             "prefix-rft train --config run.yaml --set prefix.keep_fraction=0.5 --dry-run",
         )
@@ -168,7 +170,11 @@ def _add_train(sub: argparse.ArgumentParser) -> None:
     base = sub.add_mutually_exclusive_group()
     base.add_argument("--preset", default="tiny", help="where the config starts: tiny or smol (default %(default)s)")
     base.add_argument("--config", metavar="FILE", help="a YAML or JSON config to start from instead of a preset")
-    sub.add_argument("--method", help="base, sft, rft, sft_then_rft, prefix_rft, ... (default: the config's)")
+    sub.add_argument(
+        "--method",
+        metavar="NAME,NAME",
+        help="one or several of base, sft, rft, prefix_rft, ..., or all (default: the config's)",
+    )
     seeds = sub.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, metavar="N", help="seed of the run (default: the config's)")
     seeds.add_argument("--seeds", metavar="N,N", help="several seeds, one run each")
@@ -291,7 +297,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def train_configs(args: argparse.Namespace) -> tuple[RunConfig, list[RunConfig]]:
-    """(the config that the arguments start from, one config a seed).
+    """(the config that the arguments start from, one config a method and seed).
 
     Raises:
         ConfigError: an argument that cannot be used.
@@ -303,22 +309,30 @@ def train_configs(args: argparse.Namespace) -> tuple[RunConfig, list[RunConfig]]
     changes: dict[str, Any] = {
         field: value
         for field, value in (
-            ("method", args.method),
             ("seed", args.seed),
             ("model.path", args.model),
             ("data.problems", args.problems),
         )
         if value is not None
     }
+    changed = changes_of(args.changes)
+    given = args.method or changed.pop("method", base.method)
+    names = list(methods.METHODS) if given == "all" else list(dict.fromkeys(given.split(",")))
     if args.steps is not None:
-        for stage in methods.get(args.method or base.method).stages:
+        for stage in (stage for name in names for stage in methods.get(name).stages):
             changes[f"{stage.optim}.steps"] = args.steps
-    config = base.replace(**{**changes, **changes_of(args.changes)})
-    methods.get(config.method)
+    configs = [base.replace(**{**changes, **changed, "method": name}) for name in names]
+    for config in configs:
+        methods.check(config)
     if args.seeds is None:
-        return base, [config]
+        return base, configs
     seeds = _whole_numbers("--seeds", args.seeds)
-    return base, [config.replace(seed=seed) for seed in dict.fromkeys(seeds)]
+    # The base policy is not trained: it is the same with every seed.
+    return base, [
+        config.replace(seed=seed)
+        for config in configs
+        for seed in (seeds[:1] if not methods.get(config.method).stages else dict.fromkeys(seeds))
+    ]
 
 
 def _whole_numbers(option: str, text: str) -> list[int]:
@@ -356,7 +370,8 @@ def _train(args: argparse.Namespace) -> int:
     whose = args.config or f"preset {args.preset}"
     print(show_config(configs[0], base, whose))
     if len(configs) > 1:
-        print(f"# seeds {', '.join(str(config.seed) for config in configs)}, one run each")
+        names, seeds = (dict.fromkeys(str(getattr(c, field)) for c in configs) for field in ("method", "seed"))
+        print(f"# {len(configs)} runs: method {', '.join(names)}; seed {', '.join(seeds)}")
     print(flush=True)
     if args.dry_run:
         for config in configs:
@@ -370,6 +385,8 @@ def _train(args: argparse.Namespace) -> int:
     for run in runs:
         print(f"run {run.path}")
     print(results(runs))
+    if len(runs) > 1:
+        print(f"\n{comparison(runs)}")
     return 0
 
 
@@ -408,6 +425,21 @@ def results(runs: Sequence[Run]) -> str:
                     f"{summary['seconds']:.0f}",
                 )
             )
+    return format_table(rows)
+
+
+def comparison(runs: Sequence[Run]) -> str:
+    """A line for each method and split, with 95% intervals over seeds and problems, untrained policy first."""
+    from prefix_rft_lab import stats
+    from prefix_rft_lab.evaluation_run import format_table
+
+    rows = [("method", "split", "seeds", "steps", "avg@k", "pass@k", "greedy", "resampled over")]
+    groups = stats.group(runs)
+    for split in dict.fromkeys(split for run in runs for split in run.summary["splits"]):
+        for row in stats.compare(runs, split).to_dict("records"):
+            cells = [f"{row[n]:.3f} [{row[f'{n}_low']:.3f}, {row[f'{n}_high']:.3f}]" for n in ("avg", "pass", "greedy")]
+            steps = str(len(groups[row["method"]][0].metrics))
+            rows.append((row["title"], split, str(row["seeds"]), steps, *cells, row["resampled"]))
     return format_table(rows)
 
 

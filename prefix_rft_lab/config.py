@@ -65,6 +65,11 @@ class PrefixConfig(_Section):
     does not depend on micro-batching), one row, or one micro-batch (the published code)."""
     clip_ratio: bool = True
     """Whether PPO clipping applies to prefix tokens; ``False`` trains them on the unclipped surrogate."""
+    loss: Literal["advantage", "static", "frozen"] = "advantage"
+    """What trains the prefix tokens of Prefix-RFT: their advantage (the paper), ``static_weight`` times the NLL
+    whatever the outcome (its ablation in the style of UFT), or nothing (``frozen``)."""
+    static_weight: float = Field(0.001, ge=0)
+    """Weight of the token-mean NLL of the prefix tokens where ``loss`` is ``static``."""
 
     @model_validator(mode="after")
     def _window(self) -> Self:
@@ -84,6 +89,9 @@ class RolloutConfig(_Section):
     """Rows (rollouts) of one problem: N in the paper; hybrid rows are counted in."""
     hybrid_rows: int = Field(1, ge=0)
     """Rows of each problem that start with a prefix, for methods that use prefixes, in [0, rows_per_problem]."""
+    rows_per_prefix: int = Field(1, ge=1)
+    """Hybrid rows that share one prefix; hybrid_rows must be a multiple of it. With 1 every hybrid row draws its own
+    ratio, and its own demonstration where a problem has several."""
     max_prompt_tokens: int = Field(32, ge=1)
     """Longest prompt in tokens; problems with a longer one are dropped and counted."""
     max_response_tokens: int = Field(64, ge=2)
@@ -97,6 +105,11 @@ class RolloutConfig(_Section):
 
     @model_validator(mode="after")
     def _hybrid(self) -> Self:
+        if self.hybrid_rows % self.rows_per_prefix:
+            raise ValueError(
+                f"rollout.hybrid_rows = {self.hybrid_rows} is not a multiple of rollout.rows_per_prefix = "
+                f"{self.rows_per_prefix}; change one of them"
+            )
         if self.hybrid_rows > self.rows_per_problem:
             raise ValueError(
                 f"rollout.hybrid_rows = {self.hybrid_rows} is more than rollout.rows_per_problem = "
@@ -108,19 +121,68 @@ class RolloutConfig(_Section):
 class LossConfig(_Section):
     """The policy-gradient loss (sections 1.6-1.8 of the method; Dr.GRPO, PPO)."""
 
-    advantage: Literal["dr_grpo", "dr_grpo_prefix", "dr_grpo_prefix_v2", "grpo", "grpo_prefix"] = "dr_grpo"
-    """Advantage estimator; ``dr_grpo`` is the paper's text, ``dr_grpo_prefix`` the published code."""
+    advantage: Literal["dr_grpo", "dr_grpo_prefix", "dr_grpo_prefix_v2", "grpo", "grpo_prefix", "plain_baseline"] = (
+        "dr_grpo"
+    )
+    """Advantage estimator (:data:`prefix_rft_lab.advantages.ESTIMATORS`); ``dr_grpo`` is the paper's text,
+    ``dr_grpo_prefix`` the published code, ``plain_baseline`` LUFFY's variant with the baseline of the sampled rows."""
     clip_low: float = Field(0.2, ge=0, le=1)
     """Ratios below 1 - clip_low are clipped."""
     clip_high: float = Field(0.2, ge=0)
     """Ratios above 1 + clip_high are clipped ("clip higher": 0.28)."""
     dual_clip: float = Field(3.0, gt=1)
     """Bound on the loss of tokens with a negative advantage: -A * dual_clip."""
+    normalise: Literal["window", "micro_batch"] = "window"
+    """``window`` divides the sum over the whole optimizer window once. ``micro_batch`` is what published code does: each
+    micro-batch is divided on its own (policy gradients by max_response_tokens and not by rows, NLL by its own tokens),
+    so that the result depends on ``micro_batch_tokens``; kept to show what that costs."""
     entropy_bonus: float = Field(0.0, ge=0)
     """Weight of the mean entropy (nats) of the sampled tokens, subtracted from the loss."""
     updates_per_rollout: int = Field(1, ge=1)
     """Optimizer windows that the rows of a step are cut into. With 1 the old log-probabilities are the current
     ones and need no extra forward pass."""
+
+
+class DemonstrationLossConfig(_Section):
+    """RL with SFT loss: policy gradients on sampled rows, NLL on one demonstration of every problem."""
+
+    weight: float = Field(1.0, ge=0)
+    """Weight of the token-mean NLL of the demonstrations."""
+
+
+class LuffyConfig(_Section):
+    """LUFFY (arXiv 2504.14945): the demonstration is one more row of the group."""
+
+    shape: Literal["luffy", "none"] = "luffy"
+    """What stands in for the ratio on demonstration tokens: p / (p + gamma), or p itself."""
+    gamma: float = Field(0.1, gt=0)
+    """Constant of the policy shaping."""
+
+
+class ReliftConfig(_Section):
+    """ReLIFT (arXiv 2506.07527): RFT, interleaved with SFT on problems that no rollout solved."""
+
+    batch_problems: int | None = Field(None, ge=1)
+    """Buffered problems that make one SFT update; rollout.problems_per_step if not given."""
+    lr: float | None = Field(None, gt=0)
+    """Learning rate of the SFT updates; rl.lr if not given, as published (both 1e-6)."""
+    entropy_weight: float = Field(0.001, ge=0)
+    """Weight of the mean entropy (nats) of the demonstration tokens, subtracted from their NLL."""
+
+
+class UftConfig(_Section):
+    """UFT (arXiv 2505.16984): all rows of a problem continue one hint, the first steps of a demonstration."""
+
+    hint_steps: int | None = Field(None, ge=0)
+    """Training steps with hints (T_hint); six tenths of rl.steps if not given, as published (300 of 500)."""
+    parts: int = Field(5, ge=1)
+    """Parts that the solution steps of a demonstration are cut into at most; a hint is some of the first."""
+    low: float = Field(0.05, ge=0, le=1)
+    """Probability of each part at the end of the hints."""
+    high: float = Field(0.95, ge=0, le=1)
+    """Probability of each part at step 0; falls to ``low`` on a half cosine."""
+    nll_weight: float = Field(0.001, ge=0)
+    """Weight of the token-mean NLL of the hint tokens."""
 
 
 class OptimConfig(_Section):
@@ -156,7 +218,8 @@ class DataConfig(_Section):
     eval_problems: int = Field(256, ge=1)
     """Problems of each evaluation split; with a file, they are held out from it before the training problems."""
     expert: str = "thorough"
-    """Who wrote the demonstrations of the embedded world: thorough, terse, verbose, noisy10, noisy30, wrong, self."""
+    """Who wrote the demonstrations of the embedded world: thorough, terse, verbose, noisy10, noisy30, wrong, self.
+    Several names joined by ``+`` give every problem one demonstration of each."""
     demonstration_fraction: float = Field(1.0, ge=0, le=1)
     """Share of the training problems that keep their demonstration, in [0, 1]."""
     seed: int = Field(0, ge=0)
@@ -204,6 +267,9 @@ class RecordConfig(_Section):
     """Newest checkpoints that are kept."""
     tokens_every: int = Field(10, ge=0)
     """Steps between token tables; 0 writes none."""
+    diagnostics_every: int = Field(25, ge=0)
+    """Steps between the diagnostics that cost extra work: gradient norm by token kind, KL between the policies before
+    and after the update; 0 measures none. They never change what is trained."""
     token_problems: int = Field(2, ge=1)
     """Problems of a step whose rows are all recorded; of the others, one hybrid row each."""
     followed: int = Field(4, ge=0)
@@ -230,6 +296,10 @@ class RunConfig(_Section):
     rollout: RolloutConfig = RolloutConfig()
     prefix: PrefixConfig = PrefixConfig()
     loss: LossConfig = LossConfig()
+    rl_sft_loss: DemonstrationLossConfig = DemonstrationLossConfig()
+    luffy: LuffyConfig = LuffyConfig()
+    relift: ReliftConfig = ReliftConfig()
+    uft: UftConfig = UftConfig()
     rl: OptimConfig = OptimConfig(steps=150, lr=1e-6)
     sft: OptimConfig = OptimConfig(steps=60, lr=5e-5, warmup_fraction=0.1, decay="cosine")
     evaluation: EvalConfig = EvalConfig()

@@ -28,7 +28,7 @@ METRICS = {
     "prefix_ratio_high": "upper end of the ratio window",
     "prefix_ratio": "mean drawn ratio of the hybrid rows",
     "prefix_tokens": "mean prefix length of the hybrid rows, tokens",
-    "prefix_share": "prefix tokens / response tokens of the step",
+    "prefix_share": "prefix and demonstration tokens / response tokens of the step",
     "kept_share": "prefix tokens that keep their advantage / prefix tokens",
     "kept_threshold": "lowest entropy of a kept prefix token, nats",
     "entropy_<kind>": "mean entropy of the tokens of a kind (prefix, continuation, on_policy), nats",
@@ -41,6 +41,12 @@ METRICS = {
     "hybrid_tokens": "mean response length of hybrid rows, prefix included, tokens",
     "truncated": "share of sampled rows that ran out of tokens",
     "grad_norm": "global gradient norm before clipping",
+    "grad_norm_<kind>": "gradient norm of the loss of one kind alone, before clipping (every records.diagnostics_every steps)",
+    "kl": "KL from the policy before the step to the one after it, nats a sampled token (as above)",
+    "entropy_change": "mean entropy of the sampled tokens after the step minus before, nats (as above)",
+    "replay_loss": "loss of the second update of the step, NaN without one (ReLIFT)",
+    "replay_updated": "1 if the step had a second update, else 0 (ReLIFT)",
+    "replay_problems": "problems that wait in the buffer after the step (ReLIFT)",
     "lr": "learning rate",
     "verifier_timeouts": "verifications that ran out of time so far",
     "seconds_rollout": "seconds generating",
@@ -71,17 +77,17 @@ def row_metrics(
             "solved_all": _mean(min(scores) == 1 for scores in by_problem.values()),
             "plain_tokens": _mean(len(row.response_ids) for row in plain),
             "truncated": _mean(row.truncated for row in sampled),
+            "prefix_share": sum(len(r.prefix_ids) for r in rows) / sum(len(r.response_ids) for r in rows),
         }
     if hybrid:
-        low, high = schedules.ratio_window(config.prefix, step)
+        if stage.prefix_schedule:
+            low, high = schedules.ratio_window(config.prefix, step)
+            line |= {"prefix_ratio_low": low, "prefix_ratio_high": high}
         line |= {
             "reward_hybrid": _mean(row.score for row in hybrid),
             "answer_in_prefix": _mean(prefixes.prefix_contains_answer(text(row.prefix_ids)) for row in hybrid),
-            "prefix_ratio_low": low,
-            "prefix_ratio_high": high,
             "prefix_ratio": _mean(row.prefix_ratio for row in hybrid),
             "prefix_tokens": _mean(len(row.prefix_ids) for row in hybrid),
-            "prefix_share": sum(len(r.prefix_ids) for r in hybrid) / sum(len(r.response_ids) for r in rows),
             "hybrid_tokens": _mean(len(row.response_ids) for row in hybrid),
         }
     return line
@@ -90,6 +96,12 @@ def row_metrics(
 def token_metrics(result: UpdateResult) -> dict[str, float]:
     """What a step's tokens say, by kind."""
     line: dict[str, float] = {"loss": result.loss, "grad_norm": result.grad_norm}
+    line |= {f"grad_norm_{KIND_NAMES[kind]}": norm for kind, norm in result.grad_norms.items()}
+    line |= {
+        name: value
+        for name, value in (("kl", result.kl), ("entropy_change", result.entropy_change))
+        if value is not None
+    }
     for kind, name in KIND_NAMES.items():
         member = result.kinds == kind
         count = int(member.sum())

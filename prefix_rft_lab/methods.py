@@ -6,20 +6,22 @@ clip acts on, and the section of the config with its optimizer. The trainer know
     loss = sum over kinds of  sum_t loss_kind(t) / normaliser_kind(window)
 
 where a normaliser is one number known before the first pass over the optimizer window. To add a method, add an
-entry to :data:`METHODS` (``METHODS["mine"] = Method(...)`` works from a notebook too).
+entry to :data:`METHODS` (``METHODS["mine"] = Method(...)`` works from a notebook too; notebook 02 does so).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
 
 from prefix_rft_lab import losses, prefixes
-from prefix_rft_lab.config import ConfigError, RunConfig
+from prefix_rft_lab.config import ConfigError, LossConfig, OptimConfig, RunConfig
 from prefix_rft_lab.types import EncodedProblem, Row, TokenKind
+
+# ---------------------------------------------------------------------- losses by token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,7 @@ class TokenInputs:
     """What a token loss sees of the tokens of one kind; all (tokens,)."""
 
     logp: torch.Tensor  # float32, nats, differentiable
+    entropy: torch.Tensor  # float32, nats, of the distribution that the token was drawn from; differentiable
     old_logp: torch.Tensor  # float32, nats, of the policy before the step; no gradient
     advantages: torch.Tensor  # float32, after the entropy clip; no gradient
 
@@ -36,8 +39,18 @@ class Window:
     """Sizes of one optimizer window, known before the first pass."""
 
     rows: int
+    sampled_rows: int
+    """Rows of which the policy wrote at least a part."""
     tokens: Mapping[TokenKind, int]
     """Response tokens of each kind."""
+    micro: Window | None = None
+    """Sizes of the micro-batch that a loss is taken in, where ``loss.normalise`` is ``micro_batch``; else None."""
+    micro_batches: int = 1
+    """Micro-batches that the window is cut into."""
+
+    @property
+    def sampled_tokens(self) -> int:
+        return sum(count for kind, count in self.tokens.items() if kind is not TokenKind.PREFIX)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,17 +74,38 @@ class TokenLoss(Protocol):
     def normaliser(self, kind: TokenKind, window: Window, config: RunConfig) -> float: ...
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyGradient:
-    """PPO's clipped surrogate on the advantages, summed over the window and divided by rows * max_response_tokens
-    (Dr.GRPO, arXiv 2503.20783)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PolicyNormaliser:
+    """What losses weighted by advantages are divided by."""
 
-    clip_ratio: Callable[[RunConfig], bool] = lambda config: True
-    """Whether the ratio limits apply; prefix tokens ask ``prefix.clip_ratio``."""
+    over: Literal["rows", "sampled_rows", "sampled_tokens"] = "rows"
+    """``rows``: rows * max_response_tokens (Dr.GRPO, arXiv 2503.20783); ``sampled_rows``: the same without rows that
+    are demonstrations; ``sampled_tokens``: the number of sampled tokens (GRPO's token mean)."""
+
+    def normaliser(self, kind: TokenKind, window: Window, config: RunConfig) -> float:
+        if window.micro is None:
+            return self._size(window, config)
+        # As published: over max_response_tokens and not over rows; micro-batches weigh by their share of the rows.
+        size = config.rollout.max_response_tokens if self.over != "sampled_tokens" else self._size(window.micro, config)
+        return size * window.rows / max(window.micro.rows, 1)
+
+    def _size(self, window: Window, config: RunConfig) -> float:
+        if self.over == "sampled_tokens":
+            return float(max(window.sampled_tokens, 1))
+        rows = window.rows if self.over == "rows" else window.sampled_rows
+        return losses.dr_grpo_normaliser(rows, config.rollout.max_response_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyGradient(_PolicyNormaliser):
+    """PPO's clipped surrogate on the advantages."""
+
+    clip_ratio: bool = True
+    """Whether the ratio limits apply."""
     needs_advantage: bool = True
 
     def tokens(self, inputs: TokenInputs, config: RunConfig) -> TokenLosses:
-        unclipped = None if self.clip_ratio(config) else torch.ones_like(inputs.logp, dtype=torch.bool)
+        unclipped = None if self.clip_ratio else torch.ones_like(inputs.logp, dtype=torch.bool)
         terms = losses.policy_loss_tokens(
             inputs.logp,
             inputs.old_logp,
@@ -83,26 +117,44 @@ class PolicyGradient:
         )
         return TokenLosses(loss=terms.loss, clipped=terms.clipped | terms.dual_clipped)
 
-    def normaliser(self, kind: TokenKind, window: Window, config: RunConfig) -> float:
-        return losses.dr_grpo_normaliser(window.rows, config.rollout.max_response_tokens)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapedDemonstration(_PolicyNormaliser):
+    """LUFFY's loss of demonstration tokens: -A f(p), gradient through f, no old log-prob, no clip (arXiv 2504.14945)."""
+
+    needs_advantage: bool = True
+
+    def tokens(self, inputs: TokenInputs, config: RunConfig) -> TokenLosses:
+        loss = losses.shaped_demonstration_tokens(
+            inputs.logp, inputs.advantages, shape=config.luffy.shape, gamma=config.luffy.gamma
+        )
+        return TokenLosses(loss=loss, clipped=torch.zeros_like(loss, dtype=torch.bool))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NegativeLogLikelihood:
-    """``weight`` times the token-mean NLL over the whole optimizer window, never a mean of micro-batch means
-    (arXiv 2604.23747)."""
+    """``weight`` times the token-mean of NLL - ``entropy_weight`` * H over the whole optimizer window, never a mean of
+    micro-batch means (arXiv 2604.23747)."""
 
     weight: float = 1.0
+    entropy_weight: float = 0.0
+    """Weight of the entropy (nats) that is taken off the NLL."""
     needs_advantage: bool = False
 
     def tokens(self, inputs: TokenInputs, config: RunConfig) -> TokenLosses:
-        return TokenLosses(
-            loss=self.weight * losses.nll_tokens(inputs.logp), clipped=torch.zeros_like(inputs.logp, dtype=torch.bool)
-        )
+        loss = losses.nll_tokens(inputs.logp)
+        if self.entropy_weight:
+            loss = loss - self.entropy_weight * inputs.entropy
+        return TokenLosses(loss=self.weight * loss, clipped=torch.zeros_like(loss, dtype=torch.bool))
 
     def normaliser(self, kind: TokenKind, window: Window, config: RunConfig) -> float:
-        return float(max(window.tokens.get(kind, 0), 1))
+        if window.micro is None:
+            return float(max(window.tokens.get(kind, 0), 1))
+        # As published: the mean of the micro-batches' token means.
+        return float(max(window.micro.tokens.get(kind, 0), 1)) * window.micro_batches
 
+
+# ---------------------------------------------------------------------- stages and methods
 
 RowPlan = Callable[[EncodedProblem, int, RunConfig], list[Row]]
 
@@ -112,20 +164,46 @@ class Stage:
     """One phase of training with its own optimizer."""
 
     name: str
+    """Also keys its random choices: stages of one name, in whatever method, draw the same problems, prefixes and
+    samples as long as their policies are the same."""
     rows: RowPlan
-    losses: Mapping[TokenKind, TokenLoss]
-    """Token kinds that are missing here carry no gradient but still count in the Dr.GRPO denominator."""
-    entropy_clip: frozenset[TokenKind] = field(default_factory=frozenset)
-    """Kinds whose lowest-entropy tokens get advantage 0 (``prefix.keep``, ``prefix.keep_fraction``)."""
+    losses: Callable[[RunConfig], Mapping[TokenKind, TokenLoss]]
+    """Token kinds that are missing in it carry no gradient but still count in the Dr.GRPO denominator."""
     optim: Literal["rl", "sft"]
     """Section of the config that holds steps, learning rate and batch size."""
-    needs_demonstrations: bool = False
-    """Draw only from problems with a demonstration."""
+    samples: bool = True
+    """Whether the policy generates anything in this stage (then every row is scored)."""
+    demonstrations: Literal["unused", "used", "required"] = "unused"
+    """``used``: rows are made of a demonstration where a problem has one; ``required``: only problems with one are
+    drawn."""
+    prefix_schedule: bool = False
+    """Whether prefix ratios are drawn from the window that ``prefix`` describes."""
+    entropy_clip: frozenset[TokenKind] = field(default_factory=frozenset)
+    """Kinds whose lowest-entropy tokens get advantage 0 (``prefix.keep``, ``prefix.keep_fraction``)."""
+    advantage: str | None = None
+    """The estimator that the method fixes; None leaves it to ``loss.advantage``."""
+    replay: Replay | None = None
+    """A second update on problems that the rollouts of this stage single out."""
 
-    @property
-    def samples(self) -> bool:
-        """Whether the policy generates anything in this stage (then every row is scored)."""
-        return self.rows is not prefixes.demonstration_rows
+    def optimizer_section(self, config: RunConfig) -> OptimConfig:
+        return config.sft if self.optim == "sft" else config.rl
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """A buffer of problems beside a stage; whenever it holds a full batch, the newest are popped for one update.
+
+    At most one such update follows each step of the stage; it has an optimizer of its own.
+    """
+
+    stage: Stage
+    """Rows and losses of the update."""
+    enters: Callable[[Sequence[Row]], bool]
+    """Whether the rows of a problem put it into the buffer; a problem stands there once."""
+    batch: Callable[[RunConfig], int]
+    """Problems that one update takes."""
+    section: Callable[[RunConfig], OptimConfig]
+    """Learning rate and all else of its optimizer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,31 +212,121 @@ class Method:
 
     title: str
     stages: tuple[Stage, ...]
-    uses_prefixes: bool = False
+
+    @property
+    def uses_prefixes(self) -> bool:
+        """Whether prefix ratios are drawn from the schedule."""
+        return any(stage.prefix_schedule for stage in self.stages)
+
+
+def _prefix_rft_losses(config: RunConfig) -> dict[TokenKind, TokenLoss]:
+    found: dict[TokenKind, TokenLoss] = {
+        TokenKind.ON_POLICY: PolicyGradient(),
+        TokenKind.CONTINUATION: PolicyGradient(),
+    }
+    if config.prefix.loss == "advantage":
+        found[TokenKind.PREFIX] = PolicyGradient(clip_ratio=config.prefix.clip_ratio)
+    elif config.prefix.loss == "static":
+        found[TokenKind.PREFIX] = NegativeLogLikelihood(weight=config.prefix.static_weight)
+    return found
+
+
+def _relift_section(config: RunConfig) -> OptimConfig:
+    lr = config.rl.lr if config.relift.lr is None else config.relift.lr
+    return config.rl.model_copy(update={"lr": lr, "warmup_fraction": 0.0, "decay": "constant"})
 
 
 SFT = Stage(
     name="sft",
     rows=prefixes.demonstration_rows,
-    losses={TokenKind.PREFIX: NegativeLogLikelihood()},
+    losses=lambda config: {TokenKind.PREFIX: NegativeLogLikelihood()},
     optim="sft",
-    needs_demonstrations=True,
+    samples=False,
+    demonstrations="required",
 )
 RFT = Stage(
     name="rft",
     rows=prefixes.plain_rows,
-    losses={TokenKind.ON_POLICY: PolicyGradient()},
+    losses=lambda config: {TokenKind.ON_POLICY: PolicyGradient()},
+    optim="rl",
+)
+RFT_CLIP = Stage(
+    name="rft_clip",
+    rows=prefixes.plain_rows,
+    losses=lambda config: {TokenKind.ON_POLICY: PolicyGradient()},
+    entropy_clip=frozenset({TokenKind.ON_POLICY}),
     optim="rl",
 )
 PREFIX_RFT = Stage(
     name="prefix_rft",
     rows=prefixes.hybrid_rows,
-    losses={
-        TokenKind.ON_POLICY: PolicyGradient(),
-        TokenKind.CONTINUATION: PolicyGradient(),
-        TokenKind.PREFIX: PolicyGradient(clip_ratio=lambda config: config.prefix.clip_ratio),
-    },
+    losses=_prefix_rft_losses,
     entropy_clip=frozenset({TokenKind.PREFIX}),
+    demonstrations="used",
+    prefix_schedule=True,
+    optim="rl",
+)
+DR_PO = Stage(
+    name="dr_po",
+    rows=prefixes.shared_prefix_rows,
+    losses=lambda config: {TokenKind.ON_POLICY: PolicyGradient(), TokenKind.CONTINUATION: PolicyGradient()},
+    demonstrations="used",
+    prefix_schedule=True,
+    optim="rl",
+)
+RL_SFT_LOSS = Stage(
+    name="rl_sft_loss",
+    rows=prefixes.plain_and_demonstration_rows,
+    losses=lambda config: {
+        TokenKind.ON_POLICY: PolicyGradient(over="sampled_rows"),
+        TokenKind.PREFIX: NegativeLogLikelihood(weight=config.rl_sft_loss.weight),
+    },
+    demonstrations="used",
+    advantage="plain_baseline",
+    optim="rl",
+)
+LUFFY = Stage(
+    name="luffy",
+    rows=prefixes.plain_and_demonstration_rows,
+    losses=lambda config: {
+        TokenKind.ON_POLICY: PolicyGradient(clip_ratio=False),
+        TokenKind.PREFIX: ShapedDemonstration(),
+    },
+    demonstrations="used",
+    optim="rl",
+)
+RELIFT = Stage(
+    name="relift",
+    rows=prefixes.plain_rows,
+    losses=lambda config: {TokenKind.ON_POLICY: PolicyGradient()},
+    demonstrations="used",
+    optim="rl",
+    replay=Replay(
+        stage=Stage(
+            name="relift_sft",
+            rows=prefixes.demonstration_rows,
+            losses=lambda config: {
+                TokenKind.PREFIX: NegativeLogLikelihood(entropy_weight=config.relift.entropy_weight)
+            },
+            optim="rl",
+            samples=False,
+            demonstrations="required",
+        ),
+        enters=lambda rows: max(row.score for row in rows) == 0,
+        batch=lambda config: config.relift.batch_problems or config.rollout.problems_per_step,
+        section=_relift_section,
+    ),
+)
+UFT = Stage(
+    name="uft",
+    rows=prefixes.hint_rows,
+    losses=lambda config: {
+        TokenKind.ON_POLICY: PolicyGradient(over="sampled_tokens"),
+        TokenKind.CONTINUATION: PolicyGradient(over="sampled_tokens"),
+        TokenKind.PREFIX: NegativeLogLikelihood(weight=config.uft.nll_weight),
+    },
+    demonstrations="used",
+    advantage="grpo",
     optim="rl",
 )
 
@@ -167,9 +335,16 @@ METHODS: dict[str, Method] = {
     "sft": Method(title="SFT", stages=(SFT,)),
     "rft": Method(title="RFT (Dr.GRPO)", stages=(RFT,)),
     "sft_then_rft": Method(title="SFT→RFT", stages=(SFT, RFT)),
-    "prefix_rft": Method(title="Prefix-RFT", stages=(PREFIX_RFT,), uses_prefixes=True),
+    "prefix_rft": Method(title="Prefix-RFT", stages=(PREFIX_RFT,)),
+    "rl_sft_loss": Method(title="RL with SFT loss", stages=(RL_SFT_LOSS,)),
+    "luffy": Method(title="LUFFY", stages=(LUFFY,)),
+    "relift": Method(title="ReLIFT", stages=(RELIFT,)),
+    "uft": Method(title="UFT", stages=(UFT,)),
+    "dr_po": Method(title="DR-PO style", stages=(DR_PO,)),
+    "rft_clip": Method(title="RFT + on-policy clip", stages=(RFT_CLIP,)),
 }
-"""Name (``config.method``) -> method."""
+"""Name (``config.method``) -> method. The paper's two other ablations, static and frozen prefixes, are ``prefix_rft``
+with ``prefix.loss``."""
 
 
 def get(name: str) -> Method:
@@ -181,3 +356,35 @@ def get(name: str) -> Method:
     if name not in METHODS:
         raise ConfigError(f"method = {name!r} is not known; use one of {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def check(config: RunConfig) -> Method:
+    """The method of a config, once its settings make sense for it.
+
+    Raises:
+        ConfigError: an unknown method, or a setting that the method cannot obey.
+    """
+    method, rollout, name = get(config.method), config.rollout, f"method {config.method!r}"
+    stages = {stage.name: stage for stage in method.stages}
+    if config.prefix.loss != "advantage" and PREFIX_RFT.name not in stages:
+        raise ConfigError(
+            f"prefix.loss = {config.prefix.loss!r} has no meaning for {name}, which does not train prefixes by it; leave "
+            "it at 'advantage' or use method 'prefix_rft'"
+        )
+    for stage in stages.values():
+        default = LossConfig().advantage
+        if stage.advantage not in (None, config.loss.advantage) and config.loss.advantage != default:
+            raise ConfigError(
+                f"loss.advantage = {config.loss.advantage!r} has no meaning for {name}, which is defined with "
+                f"{stage.advantage!r}; leave it at {default!r}"
+            )
+        if stage.rows is prefixes.hybrid_rows and rollout.hybrid_rows == 0:
+            raise ConfigError(
+                f"rollout.hybrid_rows = 0 leaves {name} without prefixes; use at least 1, or method 'rft'"
+            )
+        if stage.rows is prefixes.plain_and_demonstration_rows and rollout.rows_per_problem < 2:
+            raise ConfigError(
+                f"rollout.rows_per_problem = {rollout.rows_per_problem} leaves {name} no row to sample beside the "
+                "demonstration; use at least 2"
+            )
+    return method

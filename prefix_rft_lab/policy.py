@@ -79,6 +79,20 @@ def load_policy(config: RunConfig) -> tuple[Any, Any]:
     return model.to(device_of(config)).eval(), tokenizer
 
 
+def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write weights, config and tokenizer in Hugging Face format, without a progress bar for each."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenChoices:
     """What the policy made of the place of every response token, flat, in row-major order; no gradient."""

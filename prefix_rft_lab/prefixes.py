@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from prefix_rft_lab import rng, schedules
 from prefix_rft_lab.config import RunConfig
-from prefix_rft_lab.types import EncodedProblem, Row
+from prefix_rft_lab.types import Demonstration, EncodedProblem, Row
 
 
 def plain_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
@@ -18,28 +18,92 @@ def plain_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Ro
 
 
 def hybrid_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
-    """N rows, of which the last ``rollout.hybrid_rows`` start with a prefix of the demonstration.
+    """N rows, of which the last ``rollout.hybrid_rows`` start with a prefix of a demonstration.
 
-    Each hybrid row draws its own ratio at this step. Without a demonstration, or where the drawn length is 0
-    tokens, the row is a plain one.
+    Each ``rollout.rows_per_prefix`` of them share one prefix, whose ratio (and demonstration, where there are several)
+    is drawn anew at every step. Without a demonstration, or where the drawn length is 0 tokens, a row is a plain one.
     """
     rows = plain_rows(problem, step, config)
-    demonstration = problem.demonstration_ids
-    if demonstration is None or config.rollout.hybrid_rows == 0:
+    hybrid = rows[len(rows) - config.rollout.hybrid_rows :]
+    for number, start in enumerate(range(0, len(hybrid), config.rollout.rows_per_prefix)):
+        _give_prefix(hybrid[start : start + config.rollout.rows_per_prefix], number, step, config)
+    return rows
+
+
+def shared_prefix_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
+    """N rows that all continue one prefix (the rows of DR-PO); plain rows without a demonstration."""
+    rows = plain_rows(problem, step, config)
+    _give_prefix(rows, 0, step, config)
+    return rows
+
+
+def _give_prefix(rows: list[Row], number: int, step: int, config: RunConfig) -> None:
+    """Let rows of one problem start with one prefix; its key is that of the first of them."""
+    problem = rows[0].problem
+    if not problem.demonstrations:
+        return
+    draws = rng.generator(config.seed, "prefix_ratio", step, problem.index, rows[0].row)
+    ratio = schedules.sample_ratio(config.prefix, step, draws)
+    demonstration = demonstration_at(problem, step, config, number).ids
+    length = schedules.prefix_length(ratio, len(demonstration), config.prefix.min_tokens)
+    for row in rows:
+        row.prefix_ids, row.prefix_ratio, row.prefix_number = demonstration[:length], ratio, number
+
+
+def hint_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
+    """N rows that all continue one hint: the first solution steps of a demonstration (UFT, arXiv 2505.16984).
+
+    The S steps are cut into K = min(``uft.parts``, S) parts; of them the first Binomial(K, p_t) are shown, where p_t falls
+    from ``uft.high`` to ``uft.low`` on a half cosine over T_hint steps; after that, and without steps, rows are plain.
+    The line with the answer is no step, so the answer is always left to the policy. Published code counts training
+    steps from 1, and so does p_t here.
+    """
+    rows = plain_rows(problem, step, config)
+    hint_steps = schedules.hint_steps(config)
+    if not problem.demonstrations or step + 1 > hint_steps:
         return rows
-    for row in rows[-config.rollout.hybrid_rows :]:
-        draws = rng.generator(config.seed, "prefix_ratio", step, problem.index, row.row)
-        row.prefix_ratio = schedules.sample_ratio(config.prefix, step, draws)
-        length = schedules.prefix_length(row.prefix_ratio, len(demonstration), config.prefix.min_tokens)
-        row.prefix_ids = demonstration[:length]
+    demonstration = demonstration_at(problem, step, config)
+    ends = demonstration.step_ends
+    parts = min(config.uft.parts, len(ends))
+    if parts == 0:
+        return rows
+    probability = schedules.cosine(step + 1, init=config.uft.high, target=config.uft.low, n_steps=hint_steps)
+    shown = int(rng.generator(config.seed, "hint", step, problem.index).binomial(parts, probability))
+    steps = round(shown / parts * len(ends))
+    length = ends[steps - 1] if steps else 0
+    for row in rows:
+        row.prefix_ids, row.prefix_ratio = demonstration.ids[:length], length / len(demonstration.ids)
     return rows
 
 
 def demonstration_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
-    """One row: the whole demonstration with its end token; nothing is sampled."""
-    if problem.demonstration_ids is None:
+    """One row: a whole demonstration with its end token; nothing is sampled."""
+    if not problem.demonstrations:
         return []
-    return [Row(problem=problem, row=0, prefix_ids=problem.demonstration_ids, prefix_ratio=1.0, is_demonstration=True)]
+    ids = demonstration_at(problem, step, config).ids
+    return [Row(problem=problem, row=0, prefix_ids=ids, prefix_ratio=1.0, is_demonstration=True)]
+
+
+def plain_and_demonstration_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
+    """N rows: N - 1 from the bare prompt and a whole demonstration; N from the bare prompt without a demonstration."""
+    rows = plain_rows(problem, step, config)
+    for demonstration in demonstration_rows(problem, step, config):
+        demonstration.row = rows[-1].row
+        rows[-1] = demonstration
+    return rows
+
+
+def demonstration_at(problem: EncodedProblem, step: int, config: RunConfig, number: int = 0) -> Demonstration:
+    """The demonstration that prefix ``number`` of a problem is cut from at a step.
+
+    Where there are several, a keyed order of them is drawn at every step and prefixes take them in turn, so that two
+    prefixes of one problem come from different demonstrations as long as these last.
+    """
+    count = len(problem.demonstrations)
+    if count == 1:
+        return problem.demonstrations[0]
+    order = rng.generator(config.seed, "demonstration", step, problem.index).permutation(count)
+    return problem.demonstrations[order[number % count]]
 
 
 def batch_at(pool: Sequence[EncodedProblem], step: int, size: int, seed: int, purpose: str) -> list[EncodedProblem]:

@@ -372,7 +372,7 @@ def _data_table(runs: Sequence[Run]) -> Table:
     for text, members in found.items():
         data = json.loads(text)
         dropped = "; ".join(f"{count} × {reason}" for reason, count in data.get("dropped", {}).items()) or "none"
-        counts = [str(data.get(name, "–")) for name in ("train", "demonstrations", "validation")]
+        counts = [str(data.get(name, "–")) for name in ("train", "with_demonstration", "validation")]
         methods = ", ".join(dict.fromkeys(run.title for run in members))
         rows.append([f"{methods} ({len(members)} runs)", *counts, dropped])
     return Table(

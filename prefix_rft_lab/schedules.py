@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prefix_rft_lab.config import PrefixConfig
+from prefix_rft_lab.config import PrefixConfig, RunConfig
 
 
 def cosine(step: int, *, init: float, target: float, n_steps: int, warmup_ratio: float = 0.0) -> float:
@@ -124,6 +124,11 @@ def ratio_variance(config: PrefixConfig, step: int) -> float:
 def sample_ratio(config: PrefixConfig, step: int, rng: np.random.Generator) -> float:
     """Draw the prefix ratio of one hybrid row; ``rng`` is keyed by (seed, purpose, step, problem, row)."""
     return sample_window(*ratio_window(config, step), config.alpha, config.beta, rng)
+
+
+def hint_steps(config: RunConfig) -> int:
+    """UFT's T_hint: training steps with hints, ``uft.hint_steps`` or six tenths of ``rl.steps``."""
+    return round(0.6 * config.rl.steps) if config.uft.hint_steps is None else config.uft.hint_steps
 
 
 def prefix_length(ratio: float, demonstration_tokens: int, min_tokens: int = 0) -> int:

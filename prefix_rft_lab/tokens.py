@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from prefix_rft_lab.config import ConfigError, RunConfig
-from prefix_rft_lab.types import EncodedProblem, Problem, Row, SequenceBatch, TokenKind
+from prefix_rft_lab.types import Demonstration, EncodedProblem, Problem, Row, SequenceBatch, TokenKind
 
 
 def check_tokenizer(tokenizer: Any, where: str) -> None:
@@ -50,28 +50,52 @@ def encode_problems(
 
     A prompt longer than ``rollout.max_prompt_tokens`` drops its problem (cutting would lose the assistant
     header). A demonstration longer than ``rollout.max_response_tokens`` or empty drops the demonstration
-    only: the problem stays, with plain rows.
+    only: the problem stays, with its other demonstrations or with plain rows.
     """
     kept: list[EncodedProblem] = []
     reasons: Counter[str] = Counter()
+    breaks: dict[int, bool] = {}
     for index, problem in enumerate(problems):
         ids = prompt_ids(tokenizer, problem, config)
         if len(ids) > config.rollout.max_prompt_tokens:
             reasons["prompt longer than rollout.max_prompt_tokens"] += 1
             continue
-        demonstration: list[int] | None = None
-        if problem.demonstration is not None:
-            demonstration = tokenizer(problem.demonstration, add_special_tokens=False)["input_ids"]
-            if not demonstration:
+        demonstrations = []
+        for text in problem.demonstrations:
+            demonstration = encode_demonstration(tokenizer, text, breaks)
+            if len(demonstration.ids) == 1:
                 reasons["empty demonstration (problem kept)"] += 1
-                demonstration = None
-            elif len(demonstration) + 1 > config.rollout.max_response_tokens:
+            elif len(demonstration.ids) > config.rollout.max_response_tokens:
                 reasons["demonstration longer than rollout.max_response_tokens (problem kept)"] += 1
-                demonstration = None
             else:
-                demonstration = [*demonstration, tokenizer.eos_token_id]
-        kept.append(EncodedProblem(problem=problem, index=index, prompt_ids=ids, demonstration_ids=demonstration))
+                demonstrations.append(demonstration)
+        kept.append(EncodedProblem(problem=problem, index=index, prompt_ids=ids, demonstrations=tuple(demonstrations)))
     return kept, reasons
+
+
+def encode_demonstration(tokenizer: Any, text: str, breaks: dict[int, bool] | None = None) -> Demonstration:
+    """Ids of a demonstration with its end token, and where its solution steps end; ``breaks`` as in :func:`step_ends`."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return Demonstration(ids=[*ids, tokenizer.eos_token_id], step_ends=step_ends(tokenizer, ids, breaks))
+
+
+def step_ends(tokenizer: Any, ids: Sequence[int], breaks: dict[int, bool] | None = None) -> tuple[int, ...]:
+    """Number of tokens up to the end of each solution step of a demonstration.
+
+    A step ends with the token that holds its line break; empty lines belong to the step before them. The last line,
+    which gives the answer, is no step.
+
+    Args:
+        ids: the demonstration without its end token.
+        breaks: token id -> whether it holds a line break, filled as needed; shared by many calls it saves decoding.
+    """
+    breaks = {} if breaks is None else breaks
+    for token in set(ids) - breaks.keys():
+        breaks[token] = "\n" in tokenizer.decode([token])
+    ends = [n for n, token in enumerate(ids, 1) if breaks[token] and not (n < len(ids) and breaks[ids[n]])]
+    while ends and not tokenizer.decode(list(ids[ends[-1] :])).strip():
+        ends.pop()
+    return tuple(ends)
 
 
 def pad_rows(rows: Sequence[Row], fill: int, device: torch.device | str = "cpu") -> SequenceBatch:

@@ -8,6 +8,7 @@
       -> stage.losses              a loss for each kind                    methods.py, losses.py
       -> sum / normaliser          once over the optimizer window          here
       -> AdamW
+      -> stage.replay             a second update, on problems singled out    methods.py
 
 What is removed from the textbook algorithm: the reference model (no KL by default), the critic (group means), the
 second forward pass for old log-probabilities (with one update per rollout they are the detached current ones).
@@ -19,7 +20,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,16 +31,16 @@ from safetensors import SafetensorError
 
 from prefix_rft_lab import measure, methods, prefixes, rng
 from prefix_rft_lab.checkpoint import Checkpoints, Place
-from prefix_rft_lab.config import ConfigError, OptimConfig, RunConfig
+from prefix_rft_lab.config import ConfigError, RunConfig
 from prefix_rft_lab.evaluate import sample_scores, summarise
-from prefix_rft_lab.generation import Request, TransformersEngine
-from prefix_rft_lab.policy import autocast_dtype, device_of, load_policy
+from prefix_rft_lab.generation import Completion, Request, TransformersEngine
+from prefix_rft_lab.policy import autocast_dtype, device_of, load_policy, save_policy
 from prefix_rft_lab.records import TokenRecorder, tokenizer_id
 from prefix_rft_lab.rewards import Verifier
 from prefix_rft_lab.runs import Run, RunError, RunWriter, disk_error
 from prefix_rft_lab.tasks import sources
-from prefix_rft_lab.tokens import encode_problems, pad_id
-from prefix_rft_lab.types import EncodedProblem, Row
+from prefix_rft_lab.tokens import encode_problems, pad_id, step_ends
+from prefix_rft_lab.types import Demonstration, EncodedProblem, Row
 from prefix_rft_lab.update import Updater
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class Trainer:
     def __init__(self, config: RunConfig, writer: RunWriter) -> None:
         self.config = config
         self.writer = writer
-        self.method = methods.get(config.method)
+        self.method = methods.check(config)
         self.device = device_of(config)
         self.model, self.tokenizer = load_policy(config)
         self.eos_id = int(self.tokenizer.eos_token_id)
@@ -94,11 +95,11 @@ class Trainer:
         self.train_problems, self.validation_problems, self.data_report = self._load_data()
         self.updater = Updater(self.model, config, pad_id=pad_id(self.tokenizer))
         self.recorder = TokenRecorder(self.updater, self.tokenizer, config, self.train_problems, writer.path.name)
-        self.checkpoints = Checkpoints(
-            writer.path / "checkpoints", config_hash=config.hash(), keep=config.records.keep_checkpoints
-        )
+        self.checkpoints = Checkpoints(writer.path / "checkpoints", config=config, keep=config.records.keep_checkpoints)
         self.hard: set[int] = set()
         """Indices of training problems that the base policy never solved in ``evaluation.hard_tries`` samples."""
+        self.replay: list[int] = []
+        """Indices of the problems that wait for the second update of a stage, oldest first."""
 
     def __enter__(self) -> Trainer:
         return self
@@ -129,16 +130,17 @@ class Trainer:
             )
         if config.data.expert == "self" or config.data.expert.startswith("policy:"):
             train_problems = self._write_demonstrations(train_problems)
-        with_demonstration = sum(p.demonstration_ids is not None for p in train_problems)
+        with_demonstration = sum(bool(p.demonstrations) for p in train_problems)
         for stage in self.method.stages:
-            if with_demonstration == 0 and (stage.needs_demonstrations or self.method.uses_prefixes):
+            if with_demonstration == 0 and stage.demonstrations != "unused":
                 raise ConfigError(
                     f"method = {config.method!r} needs demonstrations and none of the {len(train_problems)} training "
                     "problems has one; bring some, or use method 'rft'"
                 )
         report = {
             "train": len(train_problems),
-            "demonstrations": with_demonstration,
+            "with_demonstration": with_demonstration,
+            "demonstrations": sum(len(p.demonstrations) for p in train_problems),
             "validation": len(validation),
             "dropped": dict(dropped),
             "tokenizer": tokenizer_id(self.tokenizer),
@@ -170,8 +172,13 @@ class Trainer:
             for p in problems
         ]
         written = engine.generate(requests)
+
+        def own(completion: Completion) -> Demonstration:
+            ids = completion.token_ids
+            return Demonstration(ids=ids, step_ends=step_ends(self.tokenizer, ids[:-1]))
+
         return [
-            replace(p, demonstration_ids=None if p.demonstration_ids is None or c.truncated else c.token_ids)
+            replace(p, demonstrations=() if not p.demonstrations or c.truncated else (own(c),))
             for p, c in zip(problems, written, strict=True)
         ]
 
@@ -189,13 +196,13 @@ class Trainer:
         started = time.perf_counter()
         config, writer = self.config, self.writer
         writer.start(self.data_report)
-        found = self.checkpoints.newest()
+        found = self.checkpoints.newest(self.model)
         self._find_hard_problems()
         place = found[0] if found else Place(stage=0, step=0, global_step=0)
         self.verifier.timeouts = place.verifier_timeouts
         # Without a checkpoint everything is written again, the evaluation before the first step too.
         writer.rewind(place.global_step if found else -1)
-        sections = [getattr(config, stage.optim) for stage in self.method.stages]
+        sections = [stage.optimizer_section(config) for stage in self.method.stages]
         total = sum(section.steps for section in sections)
         global_step = place.global_step
         if found is None:
@@ -204,12 +211,13 @@ class Trainer:
         for index, (stage, section) in enumerate(zip(self.method.stages, sections, strict=True)):
             if index < place.stage:
                 continue
-            optimizer = self.optimizer(section)
+            optimizers = self.optimizers(stage)
             first = place.step if index == place.stage else 0
+            self.replay = list(place.replay) if index == place.stage else []
             if found and index == place.stage:
-                Checkpoints.load(found[1], self.model, optimizer)
+                Checkpoints.load(found[1], self.model, optimizers)
             for step in range(first, section.steps):
-                line, tables = self.step(stage, section, optimizer, step, global_step)
+                line, tables = self.step(stage, optimizers, step, global_step)
                 _refuse_non_finite(line, writer.path)
                 for name, table in tables.items():
                     writer.table(name, table)
@@ -227,9 +235,11 @@ class Trainer:
                             global_step=global_step,
                             seconds=seconds,
                             verifier_timeouts=self.verifier.timeouts,
+                            replay=tuple(self.replay),
                         ),
                         self.model,
-                        optimizer,
+                        self.tokenizer,
+                        optimizers,
                     )
                 bar.update(line)
                 if on_step is not None:
@@ -237,13 +247,20 @@ class Trainer:
         bar.close()
         self._finish(place.seconds + time.perf_counter() - started)
 
-    def optimizer(self, section: OptimConfig) -> torch.optim.AdamW:
-        return torch.optim.AdamW(
-            self.model.parameters(), lr=section.lr, betas=section.betas, weight_decay=section.weight_decay
-        )
+    def optimizers(self, stage: methods.Stage) -> dict[str, torch.optim.Optimizer]:
+        """A fresh optimizer for a stage, ``main``, and one for its second update, ``replay``, if it has any."""
+        sections = {"main": stage.optimizer_section(self.config)}
+        if stage.replay is not None:
+            sections["replay"] = stage.replay.section(self.config)
+        return {
+            name: torch.optim.AdamW(
+                self.model.parameters(), lr=section.lr, betas=section.betas, weight_decay=section.weight_decay
+            )
+            for name, section in sections.items()
+        }
 
     def step(
-        self, stage: methods.Stage, section: OptimConfig, optimizer: torch.optim.Optimizer, step: int, global_step: int
+        self, stage: methods.Stage, optimizers: Mapping[str, torch.optim.Optimizer], step: int, global_step: int
     ) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
         """One step of a stage: a line of metrics, and the token table if this step records one."""
         config = self.config
@@ -261,7 +278,11 @@ class Trainer:
         # Before the update: the alternatives are those that the rows were sampled among.
         record = self.recorder.before(rows, global_step)
         clock.append(time.perf_counter())
-        result = self.updater.update(rows, stage, section, optimizer, step)
+        diagnose = config.records.diagnostics_every and global_step % config.records.diagnostics_every == 0
+        result = self.updater.update(
+            rows, stage, stage.optimizer_section(config), optimizers["main"], step, diagnose=bool(diagnose)
+        )
+        replayed = self._replay(rows, stage, optimizers, step)
         clock.append(time.perf_counter())
         tables = {}
         if record is not None:
@@ -274,7 +295,8 @@ class Trainer:
             **measure.token_metrics(result),
         }
         line |= measure.row_metrics(rows, stage, config, step, self.text)
-        line |= {"lr": optimizer.param_groups[0]["lr"], "verifier_timeouts": self.verifier.timeouts}
+        line |= replayed
+        line |= {"lr": optimizers["main"].param_groups[0]["lr"], "verifier_timeouts": self.verifier.timeouts}
         line |= {
             f"seconds_{name}": round(end - start, 4)
             for name, start, end in zip(("rollout", "score", "record", "update"), clock, clock[1:], strict=False)
@@ -285,10 +307,33 @@ class Trainer:
     def rows(self, stage: methods.Stage, step: int) -> list[Row]:
         """The rows of one step, before generation, grouped by problem."""
         config = self.config
-        pool = [p for p in self.train_problems if p.demonstration_ids is not None or not stage.needs_demonstrations]
+        pool = [p for p in self.train_problems if p.demonstrations or stage.demonstrations != "required"]
         size = config.rollout.problems_per_step if stage.samples else config.sft.batch_rows
         chosen = prefixes.batch_at(pool, step, size, config.seed, f"order/{stage.name}")
         return [row for problem in chosen for row in stage.rows(problem, step, config)]
+
+    def _replay(
+        self, rows: list[Row], stage: methods.Stage, optimizers: Mapping[str, torch.optim.Optimizer], step: int
+    ) -> dict[str, Any]:
+        """Put problems into the stage's buffer, and make the second update once it holds a full batch."""
+        replay = stage.replay
+        if replay is None:
+            return {}
+        groups: dict[int, list[Row]] = {}
+        for row in rows:
+            groups.setdefault(row.problem.index, []).append(row)
+        for index, group in groups.items():
+            if group[0].problem.demonstrations and index not in self.replay and replay.enters(group):
+                self.replay.append(index)
+        size = replay.batch(self.config)
+        line: dict[str, Any] = {"replay_loss": float("nan"), "replay_updated": 0}
+        if len(self.replay) >= size:
+            by_index = {problem.index: problem for problem in self.train_problems}
+            newest = [by_index[self.replay.pop()] for _ in range(size)]
+            again = [row for problem in newest for row in replay.stage.rows(problem, step, self.config)]
+            result = self.updater.update(again, replay.stage, replay.section(self.config), optimizers["replay"], step)
+            line = {"replay_loss": result.loss, "replay_updated": 1}
+        return {**line, "replay_problems": len(self.replay)}
 
     def _generate(self, rows: list[Row], stage: methods.Stage, step: int) -> None:
         config = self.config
@@ -337,7 +382,7 @@ class Trainer:
         probe = [
             prefixes.demonstration_rows(p, 0, self.config)[0]
             for p in self.train_problems[: self.config.evaluation.problems]
-            if p.demonstration_ids is not None
+            if p.demonstrations
         ]
         out = {}
         stats = self.updater.stats_without_grad(probe)
@@ -410,8 +455,7 @@ class Trainer:
         if config.records.save_model:
             folder = self.writer.path / "model"
             try:
-                self.model.save_pretrained(folder)
-                self.tokenizer.save_pretrained(folder)
+                save_policy(self.model, self.tokenizer, folder)
             except (OSError, SafetensorError) as error:
                 raise disk_error(error, folder) from error
         self.writer.finish(summary, seconds)

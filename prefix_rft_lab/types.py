@@ -26,17 +26,32 @@ KIND_NAMES: dict[TokenKind, str] = {kind: kind.name.lower() for kind in TokenKin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A problem with a verifiable answer and, perhaps, a demonstration."""
+    """A problem with a verifiable answer and, perhaps, demonstrations."""
 
     id: str
     prompt: str
     """What the policy is asked, without chat template."""
     answer: str
     """The gold answer, as the verifier reads it."""
-    demonstration: str | None = None
-    """A worked solution that ends in the answer."""
+    demonstrations: tuple[str, ...] = ()
+    """Worked solutions that end in the answer."""
     level: str = ""
     split: str = "train"
+
+    @property
+    def demonstration(self) -> str | None:
+        """The first demonstration, None where there is none."""
+        return self.demonstrations[0] if self.demonstrations else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """A demonstration as token ids."""
+
+    ids: list[int]
+    """The whole text, closed by the end token."""
+    step_ends: tuple[int, ...] = ()
+    """Tokens up to the end of each solution step: a line is a step, and the last line, which gives the answer, is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +62,12 @@ class EncodedProblem:
     index: int
     """Position in the source: the ``problem`` part of every random key."""
     prompt_ids: list[int]
-    demonstration_ids: list[int] | None
-    """The demonstration, closed by the end token; None where there is none."""
+    demonstrations: tuple[Demonstration, ...] = ()
+
+    @property
+    def demonstration_ids(self) -> list[int] | None:
+        """Ids of the first demonstration, closed by the end token; None where there is none."""
+        return self.demonstrations[0].ids if self.demonstrations else None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,6 +78,8 @@ class Row:
     row: int
     """Number within its group: the ``row`` part of the random key."""
     prefix_ids: list[int] = field(default_factory=list)
+    prefix_number: int = 0
+    """Rows of a group with a prefix and equal numbers share that prefix."""
     prefix_ratio: float = 0.0
     sampled_ids: list[int] = field(default_factory=list)
     """What the policy generated, up to and including the end token."""

@@ -8,8 +8,8 @@ beyond rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,11 +34,17 @@ class UpdateResult:
     kinds: torch.Tensor  # (tokens,) int64 TokenKind
     entropy: torch.Tensor  # (tokens,) nats
     logp: torch.Tensor  # (tokens,) nats
-    old_logp: torch.Tensor  # (tokens,) nats, under the policy before the first window's update
+    old_logp: torch.Tensor  # (tokens,) nats, of the policy before the step: what ratios are taken against
     advantages: torch.Tensor  # (tokens,) before the entropy clip
     ranked: torch.Tensor  # (tokens,) bool, in the entropy clip's scope
     kept: torch.Tensor  # (tokens,) bool, False where the entropy clip took the advantage away
     limited: torch.Tensor  # (tokens,) bool, where the ratio clip acted
+    grad_norms: dict[TokenKind, float] = field(default_factory=dict)
+    """Gradient norm of each kind's loss alone, before clipping; empty unless asked for."""
+    kl: float | None = None
+    """KL from the policy before the step to the one after it, mean over sampled tokens, nats; None unless asked for."""
+    entropy_change: float | None = None
+    """Mean entropy of the sampled tokens after the step minus before, nats; None unless asked for."""
 
 
 class Updater:
@@ -58,12 +64,23 @@ class Updater:
         self.autocast = autocast_dtype(config)
 
     def update(
-        self, rows: list[Row], stage: methods.Stage, section: OptimConfig, optimizer: torch.optim.Optimizer, step: int
+        self,
+        rows: list[Row],
+        stage: methods.Stage,
+        section: OptimConfig,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        *,
+        diagnose: bool = False,
     ) -> UpdateResult:
         """Credit, clip, loss, gradient and optimizer step(s) for the rows of a step.
 
         The rows are cut into ``loss.updates_per_rollout`` optimizer windows; each is cut into micro-batches of
         rows of similar length, which change memory and time only.
+
+        Args:
+            diagnose: also measure the gradient norm of each token kind, which holds one more gradient a kind in memory,
+                and how far the policy moved, which costs one more forward pass. The update is the same to the bit.
         """
         windows = _cut(rows, self.config.loss.updates_per_rollout)
         row_advantages = self._advantages(rows, stage)
@@ -81,9 +98,37 @@ class Updater:
             for group in optimizer.param_groups:
                 group["lr"] = section.lr * warm * decay
             results.append(
-                self._update_window(window, part, stage, section, optimizer, step, None if old is None else old[number])
+                self._update_window(
+                    window,
+                    part,
+                    stage,
+                    section,
+                    optimizer,
+                    step,
+                    old_logp=None if old is None else old[number],
+                    diagnose=diagnose,
+                )
             )
-        return results[0] if len(results) == 1 else _merge(results)
+        result = results[0] if len(results) == 1 else _merge(results)
+        return self._movement(rows, result) if diagnose and stage.samples else result
+
+    def _movement(self, rows: Sequence[Row], result: UpdateResult) -> UpdateResult:
+        """The result with how far the step moved the policy, measured on its own samples.
+
+        KL(old || new) is estimated without bias by the mean of r - 1 - log r with r = new / old, which is never negative
+        (J. Schulman, Approximating KL divergence, 2020).
+        """
+        after = self.stats_without_grad(rows)
+        sampled = result.kinds != TokenKind.PREFIX
+        if not sampled.any():
+            return result
+        log_ratio = (torch.cat([logp for logp, _ in after]).to(self.device) - result.old_logp)[sampled]
+        entropy = torch.cat([entropy for _, entropy in after]).to(self.device)
+        return replace(
+            result,
+            kl=float((log_ratio.exp() - 1 - log_ratio).mean()),
+            entropy_change=float((entropy - result.entropy)[sampled].mean()),
+        )
 
     def _advantages(self, rows: list[Row], stage: methods.Stage) -> dict[TokenKind, torch.Tensor]:
         """(rows,) advantage for each token kind; zeros where nothing is scored."""
@@ -92,9 +137,11 @@ class Updater:
             return dict.fromkeys(KIND_NAMES, zeros)
         # Rows of a group stand side by side and start again at row 0.
         group = torch.tensor(np.cumsum([row.row == 0 for row in rows]))
-        prefix_group = torch.tensor([i if row.prefix_ids else -1 for i, row in enumerate(rows)])
+        prefix_group = torch.tensor([row.prefix_number if row.prefix_ids else -1 for row in rows])
         scores = torch.tensor([row.score for row in rows], dtype=torch.float32)
-        values = credit.ESTIMATORS[self.config.loss.advantage](scores, group, prefix_group)
+        values = credit.ESTIMATORS[stage.advantage or self.config.loss.advantage](
+            scores, group, prefix_group, rows_per_prefix=self.config.rollout.rows_per_prefix
+        )
         return {
             TokenKind.ON_POLICY: values.sampled,
             TokenKind.CONTINUATION: values.sampled,
@@ -138,9 +185,12 @@ class Updater:
         section: OptimConfig,
         optimizer: torch.optim.Optimizer,
         step: int,
+        *,
         old_logp: torch.Tensor | None,
+        diagnose: bool,
     ) -> UpdateResult:
         config = self.config
+        token_losses = stage.losses(config)
         # All below is flat over the window's response tokens, in row order.
         counts = [len(row.response_ids) for row in rows]
         kinds = torch.tensor([k for row in rows for k in row.kinds], device=self.device)
@@ -148,15 +198,19 @@ class Updater:
         values = torch.zeros(len(kinds), device=self.device)
         for kind, by_row in row_advantages.items():
             values = torch.where(kinds == kind, by_row.to(self.device)[row_of], values)
-        window = methods.Window(rows=len(rows), tokens={kind: int((kinds == kind).sum()) for kind in KIND_NAMES})
         offsets = np.concatenate([[0], np.cumsum(counts)])
         ranked = torch.zeros_like(kinds, dtype=torch.bool)
         for kind in stage.entropy_clip:
-            ranked |= kinds == kind
+            # The clip takes advantages away: without one in the loss of a kind there is nothing to take.
+            if kind in token_losses and token_losses[kind].needs_advantage:
+                ranked |= kinds == kind
 
         # Rows whose tokens can have no gradient (groups that all score the same) are measured but not trained: the
         # backward pass is two thirds of the work.
-        trained = self._has_gradient(kinds, values, stage)
+        trained = self._has_gradient(kinds, values, stage, token_losses)
+        if "micro_batch" in (config.prefix.scope, config.loss.normalise):
+            # Published code cuts all rows into micro-batches, whether they have a gradient or not.
+            trained = torch.ones_like(trained)
         active = [i for i in range(len(rows)) if trained[offsets[i] : offsets[i + 1]].any()]
         idle = [i for i in range(len(rows)) if not trained[offsets[i] : offsets[i + 1]].any()]
         batches = [[active[i] for i in part] for part in self.micro_batches([rows[i] for i in active])]
@@ -164,6 +218,7 @@ class Updater:
             torch.from_numpy(np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in indices])).to(self.device)
             for indices in batches
         ]
+        window = _window(rows, kinds, len(batches))
         all_logp = torch.zeros(len(kinds), device=self.device)
         all_entropy = torch.zeros(len(kinds), device=self.device)
 
@@ -183,32 +238,40 @@ class Updater:
 
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
+        gradients: dict[TokenKind, list[torch.Tensor]] = {}
         limited = torch.zeros(len(kinds), dtype=torch.bool, device=self.device)
         for indices, place in zip(batches, places, strict=True):
-            stats = self._forward([rows[i] for i in indices])
+            batch = [rows[i] for i in indices]
+            stats = self._forward(batch)
             all_logp[place] = stats.logp.detach().float()
             all_entropy[place] = stats.entropy.detach().float()
             if concerned and one_pass:
                 kept = self._kept(all_entropy, ranked, rows, places, step)
             inputs = {
                 "logp": stats.logp,
+                "entropy": stats.entropy,
                 "old_logp": stats.logp.detach() if old_logp is None else old_logp[place],
                 "advantages": torch.where(kept, values, 0.0)[place],
             }
+            sizes = window
+            if config.loss.normalise == "micro_batch":
+                sizes = replace(window, micro=_window(batch, kinds[place], 1))
             loss = stats.logp.new_zeros(())
-            for kind, token_loss in stage.losses.items():
+            for kind, token_loss in token_losses.items():
                 member = kinds[place] == kind
                 if not member.any():
                     continue
                 terms = token_loss.tokens(
                     methods.TokenInputs(**{name: value[member] for name, value in inputs.items()}), config
                 )
-                loss = loss + terms.loss.sum() / token_loss.normaliser(kind, window, config)
+                part = terms.loss.sum() / token_loss.normaliser(kind, sizes, config)
                 limited[place[member]] = terms.clipped
+                loss = loss + part
+                if diagnose:
+                    self._add_gradient(gradients.setdefault(kind, []), part)
             sampled = kinds[place] != TokenKind.PREFIX
             if config.loss.entropy_bonus and stage.samples and sampled.any():
-                count = sum(n for kind, n in window.tokens.items() if kind is not TokenKind.PREFIX)
-                loss = loss - config.loss.entropy_bonus * stats.entropy[sampled].sum() / count
+                loss = loss - config.loss.entropy_bonus * stats.entropy[sampled].sum() / window.sampled_tokens
             if loss.requires_grad:
                 loss.backward()
             total += float(loss.detach())
@@ -229,12 +292,31 @@ class Updater:
             kept=kept,
             ranked=ranked,
             limited=limited,
+            grad_norms={kind: _norm(gradient) for kind, gradient in gradients.items()},
         )
 
-    def _has_gradient(self, kinds: torch.Tensor, values: torch.Tensor, stage: methods.Stage) -> torch.Tensor:
+    def _add_gradient(self, total: list[torch.Tensor], loss: torch.Tensor) -> None:
+        """Add the gradient of ``loss`` to ``total``, one tensor a parameter, and leave the graph for the backward pass."""
+        if not loss.requires_grad:
+            return
+        parameters = list(self.model.parameters())
+        found = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
+        if not total:
+            total.extend(found)
+        else:
+            for place, gradient in enumerate(found):
+                total[place] += gradient
+
+    def _has_gradient(
+        self,
+        kinds: torch.Tensor,
+        values: torch.Tensor,
+        stage: methods.Stage,
+        token_losses: Mapping[TokenKind, methods.TokenLoss],
+    ) -> torch.Tensor:
         """(tokens,) bool on the CPU: tokens that may contribute to the gradient, before the entropy clip."""
         trained = torch.zeros_like(kinds, dtype=torch.bool)
-        for kind, token_loss in stage.losses.items():
+        for kind, token_loss in token_losses.items():
             trained |= (kinds == kind) & (values != 0 if token_loss.needs_advantage else True)
         if self.config.loss.entropy_bonus and stage.samples:
             trained |= kinds != TokenKind.PREFIX
@@ -275,6 +357,22 @@ def _row_of(rows: Sequence[Row]) -> torch.Tensor:
     return torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row.response_ids) for row in rows]))
 
 
+def _window(rows: Sequence[Row], kinds: torch.Tensor, micro_batches: int) -> methods.Window:
+    """Sizes of some rows, of whose response tokens ``kinds`` speaks."""
+    return methods.Window(
+        rows=len(rows),
+        sampled_rows=sum(not row.is_demonstration for row in rows),
+        tokens={kind: int((kinds == kind).sum()) for kind in KIND_NAMES},
+        micro_batches=micro_batches,
+    )
+
+
+def _norm(tensors: Sequence[torch.Tensor]) -> float:
+    return (
+        float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors]))) if tensors else 0.0
+    )
+
+
 def _cut(rows: list[Row], parts: int) -> list[list[Row]]:
     """Rows in ``parts`` consecutive windows of nearly equal size; fewer if there are fewer rows."""
     return [[rows[i] for i in part] for part in np.array_split(np.arange(len(rows)), min(parts, len(rows)))]
@@ -283,8 +381,11 @@ def _cut(rows: list[Row], parts: int) -> list[list[Row]]:
 def _merge(results: list[UpdateResult]) -> UpdateResult:
     """One result of several windows."""
     columns = ("kinds", "entropy", "logp", "old_logp", "advantages", "ranked", "kept", "limited")
+    tokens: dict[str, Any] = {name: torch.cat([getattr(r, name) for r in results]) for name in columns}
+    kinds = dict.fromkeys(kind for result in results for kind in result.grad_norms)
     return UpdateResult(
         loss=float(np.mean([r.loss for r in results])),
         grad_norm=float(np.mean([r.grad_norm for r in results])),
-        **{name: torch.cat([getattr(r, name) for r in results]) for name in columns},
+        grad_norms={kind: float(np.mean([r.grad_norms.get(kind, 0.0) for r in results])) for kind in kinds},
+        **tokens,
     )

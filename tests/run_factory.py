@@ -72,7 +72,15 @@ def write_run(
     """
     config = preset("tiny", method=method, seed=seed, **{**SMALL, **changes})
     writer = RunWriter(config, out)
-    writer.start({"train": 64, "demonstrations": 60, "validation": 6, "dropped": {"prompt too long": 3}})
+    writer.start(
+        {
+            "train": 64,
+            "with_demonstration": 60,
+            "demonstrations": 60,
+            "validation": 6,
+            "dropped": {"prompt too long": 3},
+        }
+    )
     _train(writer, config, steps, texts)
     if done:
         summary: dict[str, Any] = {"method": method, "seed": seed, "splits": {}, "seconds": 1.5}

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from run_factory import write_run
 
 from prefix_rft_lab import cli
 from prefix_rft_lab.config import RunConfig, preset
+from prefix_rft_lab.methods import METHODS
 from prefix_rft_lab.runs import RunError, load_all
 
 COMMANDS = ("doctor", "train", "evaluate", "tokens", "reproduce", "report", "parity")
@@ -163,7 +165,7 @@ def test_dry_run_marks_departures_and_writes_nothing(capsys, tmp_path):
         **{"rl.steps": 7, "sft.steps": 7, "rl.lr": 3e-5, "evaluation.final_splits": ["test"]},
     )
     shown = "".join(
-        f"{line}\n" for line in lines[: next(i for i, line in enumerate(lines) if line.startswith("# seeds"))]
+        f"{line}\n" for line in lines[: next(i for i, line in enumerate(lines) if line.startswith("# 2 runs: method"))]
     )
     (tmp_path / "shown.yaml").write_text(shown)
     assert RunConfig.load(tmp_path / "shown.yaml") == wanted.replace(seed=3), "what is shown is a config"
@@ -175,6 +177,41 @@ def test_steps_set_only_the_sections_that_the_method_uses():
     args = cli.parser().parse_args(["train", "--method=rft", "--steps=9"])
     base, [config] = cli.train_configs(args)
     assert config == base.replace(method="rft", **{"rl.steps": 9})
+
+
+def test_several_methods_and_seeds_are_one_run_each_and_the_base_policy_is_one():
+    args = cli.parser().parse_args(["train", "--method=base,rft,luffy", "--seeds=3,4", "--steps=2"])
+    _, configs = cli.train_configs(args)
+    assert [(c.method, c.seed) for c in configs] == [("base", 3), ("rft", 3), ("rft", 4), ("luffy", 3), ("luffy", 4)]
+    assert {c.rl.steps for c in configs} == {2}
+    args = cli.parser().parse_args(["train", "--method=all"])
+    assert [c.method for c in cli.train_configs(args)[1]] == list(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method=rft,lufy"], "method = 'lufy' is not known; use one of base, sft"),
+        (["--method=rft", "--set=prefix.loss=static"], "prefix.loss = 'static' has no meaning for method 'rft'"),
+        (["--set=loss.advantage=grpo_v9"], "loss.advantage = 'grpo_v9' cannot be used"),
+        (["--set=prefix.schedule=cosin"], "prefix.schedule = 'cosin' cannot be used"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_anything_is_written(tmp_path, capsys, arguments, words):
+    assert cli.main(["train", *arguments, "--out", str(tmp_path / "runs")]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_methods_are_compared_over_seeds(tmp_path):
+    runs = [write_run(tmp_path, m, s, counts=(s, 1, 2, 3, 4, 2)) for m, s in (("base", 0), ("rft", 0), ("rft", 1))]
+    head, *lines = cli.comparison(runs).splitlines()
+    assert head.split() == ["method", "split", "seeds", "steps", "avg@k", "pass@k", "greedy", "resampled", "over"]
+    tests = [line for line in lines if " test " in line]
+    assert [line.split(" test ")[0].strip() for line in tests] == ["Base policy", "RFT (Dr.GRPO)"]
+    assert tests[1].split(" test ")[1].split()[0] == "2" and tests[1].endswith("seeds and problems")
+    average = sum(run.evaluation("test")["correct"].sum() / run.evaluation("test")["k"].sum() for run in runs[1:]) / 2
+    assert f"{average:.3f} [" in tests[1]
 
 
 @pytest.mark.slow

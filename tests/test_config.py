@@ -97,7 +97,7 @@ def test_a_remedy_never_names_a_field_twice():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"prefix": {"lo": 0.1}}, "prefix.lo = 0.1 is not a field of the config; did you mean low?"),
+        ({"prefix": {"lo": 0.1}}, "prefix.lo = 0.1 is not a field of the config; did you mean low or loss?"),
         ({"zzzzzzz": 1}, "known names are name, method"),
         ({"rl": {"lr": 1e-3}}, "rl.steps is missing; give it a value"),
     ],

@@ -143,7 +143,6 @@ def test_sampling_counts_each_problems_own_samples():
             problem=Problem(id=f"p{i}", prompt="", answer=str(i), level="easy", split="test"),
             index=i,
             prompt_ids=[i],
-            demonstration_ids=None,
         )
         for i in range(3)
     ]

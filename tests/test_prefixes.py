@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from prefix_rft_lab import prefixes, rng, schedules
-from prefix_rft_lab.types import EncodedProblem, Problem
+from prefix_rft_lab.config import ConfigError
+from prefix_rft_lab.types import Demonstration, EncodedProblem, Problem
 
 
 def make(index, tokens):
@@ -16,7 +18,7 @@ def make(index, tokens):
         problem=Problem(id=str(index), prompt="1+1", answer="2"),
         index=index,
         prompt_ids=[1, 2],
-        demonstration_ids=None if tokens is None else list(range(100, 100 + tokens)),
+        demonstrations=() if tokens is None else (Demonstration(ids=list(range(100, 100 + tokens))),),
     )
 
 
@@ -121,6 +123,105 @@ def test_a_batch_is_a_function_of_the_step_alone():
     assert [p.index for p in prefixes.batch_at(POOL, 11, 7, 0, "order")] == later
     assert [p.index for p in prefixes.batch_at(POOL, 11, 7, 1, "order")] != later
     assert [p.index for p in prefixes.batch_at(POOL, 11, 7, 0, "other")] != later
+
+
+def test_hybrid_rows_share_prefixes_as_told(small):
+    config = small(
+        **{
+            "rollout.rows_per_problem": 8,
+            "rollout.hybrid_rows": 6,
+            "rollout.rows_per_prefix": 2,
+            "prefix.schedule": "uniform",
+        }
+    )
+    rows = prefixes.hybrid_rows(POOL[0], 3, config)
+    assert [row.prefix_number for row in rows[2:]] == [0, 0, 1, 1, 2, 2]
+    lengths = [len(row.prefix_ids) for row in rows]
+    assert lengths[:2] == [0, 0]
+    assert lengths[2::2] == lengths[3::2]
+    assert len(set(lengths[2::2])) == 3, "each prefix has a length of its own"
+    with pytest.raises(ConfigError, match=r"rollout.hybrid_rows = 3 is not a multiple of rollout.rows_per_prefix = 2"):
+        small(**{"rollout.hybrid_rows": 3, "rollout.rows_per_prefix": 2})
+
+
+def test_all_rows_share_one_prefix(small):
+    config = small(**{"prefix.schedule": "uniform"})
+    rows = prefixes.shared_prefix_rows(POOL[0], 3, config)
+    assert len({tuple(row.prefix_ids) for row in rows}) == 1 and rows[0].prefix_ids
+    assert {row.prefix_number for row in rows} == {0}
+    assert len({len(prefixes.shared_prefix_rows(POOL[0], step, config)[0].prefix_ids) for step in range(20)}) > 5
+    assert [row.prefix_ids for row in prefixes.shared_prefix_rows(make(0, None), 3, config)] == [[]] * len(rows)
+
+
+def test_the_demonstration_is_the_last_row_of_a_mixed_group(small):
+    rows = prefixes.plain_and_demonstration_rows(POOL[3], 0, small())
+    assert [row.row for row in rows] == [0, 1, 2, 3]
+    assert [row.is_demonstration for row in rows] == [False, False, False, True]
+    assert rows[-1].prefix_ids == POOL[3].demonstration_ids
+    alone = prefixes.plain_and_demonstration_rows(make(0, None), 0, small())
+    assert [row.is_demonstration for row in alone] == [False] * 4
+
+
+def test_prefixes_of_one_problem_come_from_different_demonstrations(small):
+    several = replace(
+        POOL[0], demonstrations=tuple(Demonstration(ids=list(range(start, start + 40))) for start in (100, 200, 300))
+    )
+    config = small(**{"rollout.rows_per_problem": 8, "rollout.hybrid_rows": 4, "prefix.schedule": "constant"})
+    firsts = set()
+    for step in range(20):
+        starts = [row.prefix_ids[0] for row in hybrid(several, step, config)]
+        assert set(starts) == {100, 200, 300}, "each is used before one comes again"
+        assert starts[3] == starts[0]
+        assert starts == [row.prefix_ids[0] for row in hybrid(several, step, config)]
+        firsts.add(starts[0])
+        assert prefixes.demonstration_rows(several, step, config)[0].prefix_ids[0] == starts[0]
+    assert firsts == {100, 200, 300}, "and the order changes from step to step"
+
+
+# A demonstration of 6 lines: 5 steps that end after 3, 7, 12, 18 and 20 tokens, and the answer.
+STEPS = replace(POOL[7], demonstrations=(Demonstration(ids=list(range(100, 126)), step_ends=(3, 7, 12, 18, 20)),))
+
+
+def hints(problem, config, steps):
+    return [prefixes.hint_rows(problem, step, config) for step in steps]
+
+
+def test_a_hint_is_some_of_the_first_steps_and_all_rows_share_it(small):
+    config = small(**{"uft.hint_steps": 400, "rl.steps": 400})
+    lengths = []
+    for rows in hints(STEPS, config, range(400)):
+        assert len(rows) == 4
+        assert len({tuple(row.prefix_ids) for row in rows}) == 1
+        lengths.append(len(rows[0].prefix_ids))
+        assert rows[0].prefix_ids == STEPS.demonstration_ids[: lengths[-1]]
+    assert set(lengths) == {0, 3, 7, 12, 18, 20}, "never the line with the answer"
+    # Binomial(5, p): on average 5 p parts, p = 0.95 at first and 0.05 at last; four standard errors.
+    parts = [(0, 3, 7, 12, 18, 20).index(length) for length in lengths]
+    for part, step in ((parts[:40], 20), (parts[180:220], 200), (parts[-40:], 380)):
+        p = 0.05 + 0.45 * (1 + math.cos(math.pi * step / 400))
+        assert abs(np.mean(part) - 5 * p) < 4 * math.sqrt(5 * 0.25 / 40)
+
+
+def test_hints_end_and_need_steps(small):
+    config = small(**{"uft.low": 1.0, "uft.high": 1.0, "rl.steps": 10})
+    assert schedules.hint_steps(config) == 6, "six tenths of the run, as published"
+    shown = [len(rows[0].prefix_ids) for rows in hints(STEPS, config, range(10))]
+    assert shown == [20] * 6 + [0] * 4
+    for without in (make(0, None), make(0, 40)):
+        assert [row.prefix_ids for row in prefixes.hint_rows(without, 0, config)] == [[]] * 4
+    none = config.replace(**{"uft.hint_steps": 0})
+    assert prefixes.hint_rows(STEPS, 0, none)[0].prefix_ids == []
+
+
+def test_many_steps_are_cut_into_parts_as_published(small):
+    """separation[i] = round(i / 5 * 12) of 12 steps: 0, 2, 5, 7, 10, 12."""
+    ends = tuple(range(2, 26, 2))
+    long = replace(POOL[7], demonstrations=(Demonstration(ids=list(range(40)), step_ends=ends),))
+    config = small(**{"uft.hint_steps": 300, "rl.steps": 300})
+    steps = {len(rows[0].prefix_ids) // 2 for rows in hints(long, config, range(300))}
+    assert steps == {0, 2, 5, 7, 10, 12}
+    few = replace(POOL[7], demonstrations=(Demonstration(ids=list(range(40)), step_ends=(4, 9)),))
+    assert {len(rows[0].prefix_ids) for rows in hints(few, config, range(300))} == {0, 4, 9}
 
 
 def test_answer_in_prefix():

@@ -103,9 +103,9 @@ def recorded(tiny, small, tmp_path_factory):
     )
     tables = []
     with Trainer(config, RunWriter(config, tmp_path_factory.mktemp("runs"))) as trainer:
-        optimizer = trainer.optimizer(config.rl)
+        optimizers = trainer.optimizers(methods.PREFIX_RFT)
         for step in range(4):
-            line, new = trainer.step(methods.PREFIX_RFT, config.rl, optimizer, step, step)
+            line, new = trainer.step(methods.PREFIX_RFT, optimizers, step, step)
             assert line["seconds_record"] > 0
             tables += new.values()
         identity = tokenizer_id(trainer.tokenizer)
@@ -171,7 +171,7 @@ def test_a_table_is_bounded(tiny, small, problems):
 def test_nothing_to_follow_and_nothing_to_record(small, tmp_path):
     config = small(method="sft", **{"records.tokens_every": 1, "records.followed": 0, "records.most_tokens": 1})
     with Trainer(config, RunWriter(config, tmp_path)) as trainer:
-        line, tables = trainer.step(methods.SFT, config.sft, trainer.optimizer(config.sft), 0, 0)
+        line, tables = trainer.step(methods.SFT, trainer.optimizers(methods.SFT), 0, 0)
     assert tables == {} and line["seconds_record"] == 0
 
 

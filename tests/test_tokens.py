@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from prefix_rft_lab import prefixes
 from prefix_rft_lab.config import ConfigError
 from prefix_rft_lab.tasks import chains
-from prefix_rft_lab.tokens import check_tokenizer, encode_problems, pad_id, pad_rows, prompt_ids
+from prefix_rft_lab.tokens import check_tokenizer, encode_problems, pad_id, pad_rows, prompt_ids, step_ends
 from prefix_rft_lab.types import EncodedProblem, Problem, Row, TokenKind
 
 DEMONSTRATION = (
@@ -49,11 +49,12 @@ def config(small):
 
 
 def problem(demonstration=DEMONSTRATION, prompt="12+30", **changes):
-    return Problem(**{"id": "a", "prompt": prompt, "answer": "42", "demonstration": demonstration, **changes})
+    demonstrations = () if demonstration is None else (demonstration,)
+    return Problem(**{"id": "a", "prompt": prompt, "answer": "42", "demonstrations": demonstrations, **changes})
 
 
-def encoded(prompt, demonstration=None, index=0):
-    return EncodedProblem(problem=problem(), index=index, prompt_ids=prompt, demonstration_ids=demonstration)
+def encoded(prompt, index=0):
+    return EncodedProblem(problem=problem(), index=index, prompt_ids=prompt)
 
 
 def test_prefixes_are_slices_of_the_demonstrations_own_ids(tokenizer, config):
@@ -83,7 +84,7 @@ def test_prefixes_are_slices_of_the_demonstrations_own_ids(tokenizer, config):
 
 def test_kinds_of_rows():
     p, prefix, sampled = TokenKind.PREFIX, TokenKind.CONTINUATION, TokenKind.ON_POLICY
-    one = encoded([1, 2], [3, 4, 9])
+    one = encoded([1, 2])
     plain = Row(problem=one, row=0, sampled_ids=[5, 9])
     hybrid = Row(problem=one, row=1, prefix_ids=[3, 4], sampled_ids=[6])
     demonstration = Row(problem=one, row=0, prefix_ids=[3, 4, 9], is_demonstration=True)
@@ -95,7 +96,7 @@ def test_kinds_of_rows():
 
 @pytest.mark.parametrize("fill", [9, 0, 7])
 def test_padding_goes_by_length_so_the_end_token_may_fill(fill):
-    one, two = encoded([1, 2], [3, 9]), encoded([1, 2, 4])
+    one, two = encoded([1, 2]), encoded([1, 2, 4])
     rows = [
         Row(problem=one, row=0, prefix_ids=[3], sampled_ids=[9]),
         Row(problem=two, row=0, sampled_ids=[5, 9, 6, 9]),  # an end token in the middle stays too
@@ -153,6 +154,29 @@ def test_demonstrations_empty_one_token_and_too_long(tokenizer, config):
     for step in range(20):
         assert len(prefixes.hybrid_rows(one_token, step, fits)[-1].prefix_ids) <= 1
     assert [len(row.prefix_ids) for row in prefixes.hybrid_rows(kept[0], 0, fits)] == [0] * 4
+
+
+def test_steps_end_with_their_lines_and_the_answer_is_none(tokenizer):
+    def steps(text):
+        """The steps as texts."""
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ends = step_ends(tokenizer, ids)
+        return [tokenizer.decode(ids[a:b]) for a, b in zip((0, *ends), ends, strict=False)]
+
+    assert steps("first\nsecond\n\\boxed{1}") == ["first\n", "second\n"]
+    assert steps("So\n\n\nthe answer\n\\boxed{1}") == ["So\n\n\n", "the answer\n"], "empty lines are no steps"
+    assert steps("only \\boxed{1}") == []
+    assert steps("a\n\\boxed{1}\n\n") == ["a\n"], "line breaks after the answer end no step"
+    assert steps("") == []
+
+
+def test_several_demonstrations_of_a_problem(tokenizer, config):
+    several = problem(demonstrations=("one\n\\boxed{42}", "", "two\n\\boxed{42}"))
+    (kept,), reasons = encode_problems(tokenizer, [several], config)
+    assert [tokenizer.decode(d.ids[:-1]) for d in kept.demonstrations] == ["one\n\\boxed{42}", "two\n\\boxed{42}"]
+    assert [tokenizer.decode(d.ids[: d.step_ends[0]]) for d in kept.demonstrations] == ["one\n", "two\n"]
+    assert dict(reasons) == {"empty demonstration (problem kept)": 1}
+    assert kept.demonstration_ids == kept.demonstrations[0].ids
 
 
 def test_instruction_and_system_prompt(tokenizer, config):

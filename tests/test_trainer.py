@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from prefix_rft_lab import checkpoint, measure, methods, trainer
+from prefix_rft_lab import measure, methods, trainer
 from prefix_rft_lab.checkpoint import Checkpoints, Place
 from prefix_rft_lab.config import ConfigError
+from prefix_rft_lab.experiments import main_comparison
+from prefix_rft_lab.methods import METHODS
 from prefix_rft_lab.rewards import Verifier, extract_answer
 from prefix_rft_lab.runs import FOLLOWED, Run, RunError, RunWriter, directory_of, read_lines
 from prefix_rft_lab.tasks.base_policy import ASSETS
@@ -44,6 +49,10 @@ class TextVerifier:
 @pytest.fixture(autouse=True)
 def _text_verifier(monkeypatch):
     monkeypatch.setattr(trainer, "Verifier", TextVerifier)
+
+
+BUSY: dict[str, Any] = {"relift.batch_problems": 2}
+"""ReLIFT's buffer fills within the few steps of these runs; other methods do not read it."""
 
 
 class Stop(Exception):
@@ -75,7 +84,9 @@ def assert_same_run(run, other):
     assert other.done
     for name in ("metrics.jsonl", "evaluations.jsonl"):
         assert lines_of(run.path / name) == lines_of(other.path / name), name
-    pd.testing.assert_frame_equal(run.tokens, other.tokens, check_exact=True)
+    # The directory's name, which settings that change no bit are part of, stands in every row.
+    tokens = [one.tokens.drop(columns="run") for one in (run, other)]
+    pd.testing.assert_frame_equal(*tokens, check_exact=True)
     for split in ("test", "ood"):
         pd.testing.assert_frame_equal(run.evaluation(split), other.evaluation(split), check_exact=True)
     a, b = (load_file(r.path / "model" / "model.safetensors") for r in (run, other))
@@ -95,7 +106,7 @@ def whole(tmp_path_factory, small):
         if method not in runs:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(trainer, "Verifier", TextVerifier)
-                runs[method] = train(small(method=method), tmp_path_factory.mktemp(method))
+                runs[method] = train(small(method=method, **BUSY), tmp_path_factory.mktemp(method))
         return runs[method]
 
     return get
@@ -107,7 +118,18 @@ def whole(tmp_path_factory, small):
 @pytest.mark.parametrize("method", ["sft_then_rft", "prefix_rft"])
 def test_the_same_seed_gives_the_same_bits(tmp_path, small, whole, method):
     torch.manual_seed(17)
-    assert_same_run(train(small(method=method), tmp_path), whole(method))
+    assert_same_run(train(small(method=method, **BUSY), tmp_path), whole(method))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_in_the_smoke_profile(tmp_path, method):
+    (config,) = main_comparison("smoke", methods=(method,))
+    run = train(config, tmp_path)
+    assert run.done
+    assert len(run.metrics) == sum(stage.optimizer_section(config).steps for stage in METHODS[method].stages)
+    if METHODS[method].stages:
+        assert run.metrics["grad_norm"].max() > 0
+    assert set(run.summary["splits"]) == {"test", "ood"}
 
 
 def test_another_seed_gives_other_rollouts_and_another_order(tmp_path, small, whole):
@@ -159,12 +181,103 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, small, whole, met
     assert not (path / "checkpoints").exists()
 
 
-def test_interrupted_twice(tmp_path, small, whole):
-    config = small(method="sft_then_rft")
-    for steps in (3, 5):
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "base"])
+def test_a_run_stopped_after_every_single_step_gives_the_same_bits(tmp_path, small, whole, method):
+    config = small(method=method, **{**BUSY, "records.checkpoint_every": 1})
+    total = len(whole(method).metrics)
+    for steps in range(1, total):
         with pytest.raises(Stop):
             train(config, tmp_path, on_step=stop_after(steps))
-    assert_same_run(train(config, tmp_path), whole("sft_then_rft"))
+        assert len(Run(directory_of(config, tmp_path)).metrics) == steps
+    seen = []
+    assert_same_run(train(config, tmp_path, on_step=seen.append), whole(method))
+    assert len(seen) == 1, "nothing was done twice"
+
+
+def test_the_second_updates_of_relift_happen_and_its_buffer_outlives_a_step(whole):
+    """Otherwise the test above would say nothing of them."""
+    metrics = whole("relift").metrics
+    assert metrics["replay_updated"].sum() >= 1
+    assert (metrics["replay_problems"] > 0).any()
+    assert metrics["replay_loss"].notna().tolist() == (metrics["replay_updated"] == 1).tolist()
+
+
+KILLED_AT_RANDOM = """
+import json, os, signal, sys, time
+from pathlib import Path
+
+import torch
+import transformers
+
+from prefix_rft_lab import rng, trainer
+from prefix_rft_lab.config import RunConfig
+from prefix_rft_lab.runs import directory_of, read_lines
+
+sys.path.insert(0, sys.argv[3])
+from test_trainer import TextVerifier
+
+trainer.Verifier = TextVerifier
+config, out = RunConfig.load(sys.argv[1]), sys.argv[2]
+draws = rng.generator(0, "kill")
+torch.set_num_threads(1)
+
+def done():
+    return len(read_lines(directory_of(config, out) / "metrics.jsonl"))
+
+def train():
+    # A fork has all imports behind it, so that most of its life is training.
+    process = os.fork()
+    if process == 0:
+        trainer.train(config, out=out, progress=False)
+        os._exit(0)
+    return process
+
+steps = []
+for number in range(20):
+    before, process = done(), train()
+    if number % 4:
+        # Of four kills one strikes anywhere from the start on, three after the first new step.
+        while done() <= before and os.waitpid(process, os.WNOHANG) == (0, 0):
+            before = min(before, done())
+            time.sleep(0.01)
+    time.sleep(draws.uniform(0.0, 0.6))
+    os.kill(process, signal.SIGKILL)
+    _, status = os.waitpid(process, 0)
+    assert os.WIFSIGNALED(status), "it ended before it was killed: the run is too short"
+    steps.append(done())
+_, status = os.waitpid(train(), 0)
+assert status == 0
+print(json.dumps(steps))
+"""
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_end_in_the_same_bits(tmp_path, small):
+    """SIGKILL, wherever it strikes: in a rollout, an update, an evaluation, a checkpoint."""
+    config = small(
+        method="relift",
+        **{
+            **BUSY,
+            "rl.steps": 200,
+            "evaluation.every": 20,
+            "records.checkpoint_every": 1,
+            "records.tokens_every": 10,
+            "rollout.max_response_tokens": 32,
+        },
+    )
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_RANDOM, tmp_path / "config.yaml", tmp_path / "killed", Path(__file__).parent],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert killed.returncode == 0, killed.stderr
+    steps = json.loads(killed.stdout)
+    assert len(steps) == 20
+    assert len(set(steps)) >= 5, f"the kills must strike at different places, but the steps were {steps}"
+    assert_same_run(Run(directory_of(config, tmp_path / "killed")), train(config, tmp_path / "whole"))
 
 
 KILLED = """
@@ -216,9 +329,9 @@ def interrupted(config, out, steps):
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, small, whole, damage):
     config = small()
     newest = interrupted(config, tmp_path, 4) / "checkpoints" / "step-000004"
-    weights = newest / "weights.safetensors"
+    weights = newest / "model" / "model.safetensors"
     if damage == "no optimizer":
-        (newest / "optimizer.pt").unlink()
+        (newest / "optimizers.pt").unlink()
     elif damage == "empty state":
         (newest / "state.json").write_text("")
     else:
@@ -270,24 +383,80 @@ def test_checkpoints_are_bounded_and_gone_at_the_end(tmp_path, small):
     assert not folder.exists()
 
 
-def test_a_checkpoint_holds_weights_moments_and_place(tmp_path, tiny):
-    model = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    model(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    store = Checkpoints(tmp_path, config_hash="abc", keep=2)
-    place = Place(stage=1, step=4, global_step=12, seconds=3.5)
-    store.save(place, model, optimizer)
-    other = torch.nn.Linear(3, 2)
-    fresh = torch.optim.AdamW(other.parameters(), lr=0.5)
-    found, path = store.newest()
+def moved(tiny):
+    """(a copy of the shipped policy after one step, tokenizer, its two optimizers)."""
+    model, tokenizer = copy.deepcopy(tiny[0]), tiny[1]
+    optimizers = {name: torch.optim.AdamW(model.parameters(), lr=lr) for name, lr in (("main", 0.1), ("replay", 0.01))}
+    for optimizer in optimizers.values():
+        model(input_ids=torch.tensor([[4, 5, 6]])).logits.sum().backward()
+        optimizer.step()
+    return model, tokenizer, optimizers
+
+
+@pytest.fixture
+def written(tmp_path, tiny, small):
+    """(folder of one checkpoint, its config, model, optimizers, place)."""
+    model, tokenizer, optimizers = moved(tiny)
+    place = Place(stage=1, step=4, global_step=12, seconds=3.5, replay=(7, 3))
+    Checkpoints(tmp_path / "checkpoints", config=small(), keep=2).save(place, model, tokenizer, optimizers)
+    return tmp_path / "checkpoints", small(), model, optimizers, place
+
+
+def test_a_checkpoint_holds_weights_moments_and_place(written, tiny):
+    folder, config, model, optimizers, place = written
+    other = copy.deepcopy(tiny[0])
+    fresh = {name: torch.optim.AdamW(other.parameters(), lr=0.5) for name in optimizers}
+    store = Checkpoints(folder, config=config, keep=2)
+    found, path = store.newest(other)
     store.load(path, other, fresh)
     assert found == place
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
-    for a, b in zip(optimizer.state.values(), fresh.state.values(), strict=True):
-        assert all(torch.equal(a[name], b[name]) for name in ("exp_avg", "exp_avg_sq", "step"))
-    with pytest.warns(UserWarning, match="it belongs to another config"):
-        assert Checkpoints(tmp_path, config_hash="other", keep=2).newest() is None
+    for name, optimizer in optimizers.items():
+        for a, b in zip(optimizer.state.values(), fresh[name].state.values(), strict=True):
+            assert all(torch.equal(a[key], b[key]) for key in ("exp_avg", "exp_avg_sq", "step"))
+
+
+def test_a_checkpoint_is_a_model_that_transformers_loads(written, tiny):
+    folder, _, model, _, _ = written
+    path = folder / "step-000012" / "model"
+    loaded = AutoModelForCausalLM.from_pretrained(path)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    assert AutoTokenizer.from_pretrained(path).get_vocab() == tiny[1].get_vocab()
+
+
+def test_a_checkpoint_of_another_config_says_what_differs(written, small, tiny):
+    folder, *_ = written
+    other = small(**{"rl.lr": 0.5, "prefix.keep": "all"})
+    with pytest.raises(
+        RunError, match=r"step-000012 belongs to another config: prefix.keep 'top' there, 'all' here, rl.lr"
+    ):
+        Checkpoints(folder, config=other, keep=2).newest(tiny[0])
+
+
+def test_a_checkpoint_of_another_model_says_what_differs(written):
+    folder, config, *_ = written
+    with pytest.raises(RunError, match=r"belongs to another model: .*there, .*here.* and \d+ more; start this run in"):
+        Checkpoints(folder, config=config, keep=2).newest(torch.nn.Linear(3, 2))
+
+
+def test_a_checkpoint_of_other_versions_says_so_and_is_used(written, tiny):
+    folder, config, _, _, place = written
+    state = folder / "step-000012" / "state.json"
+    state.write_text(state.read_text().replace(f'"torch": "{torch.__version__}"', '"torch": "1.0"'))
+    with pytest.warns(
+        UserWarning, match=rf"other versions \(torch '1.0' there, '{re.escape(torch.__version__)}' here\)"
+    ):
+        found = Checkpoints(folder, config=config, keep=2).newest(tiny[0])
+    assert found is not None and found[0] == place
+
+
+def test_what_a_killed_process_left_is_cleared_away(written, tiny):
+    folder, config, model, optimizers, place = written
+    left = folder / ".tmp-1"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    Checkpoints(folder, config=config, keep=2).save(place, model, tiny[1], optimizers)
+    assert not left.exists()
 
 
 # ---------------------------------------------------------------- a full disk
@@ -316,13 +485,24 @@ def raising(error):
 # What the libraries really raise on a full disk.
 TORCH = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
 SAFETENSORS = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def saving(refused, original=PreTrainedModel.save_pretrained):
+    def save(self, folder, *args, **kwargs):
+        if refused(Path(folder)):
+            raise SAFETENSORS
+        return original(self, folder, *args, **kwargs)
+
+    return save
+
+
 FULL = {
-    "weights of a checkpoint": (checkpoint, "save_file", raising(SAFETENSORS)),
+    "weights of a checkpoint": (PreTrainedModel, "save_pretrained", saving(lambda path: "checkpoints" in path.parts)),
     "optimizer of a checkpoint": (torch, "save", raising(TORCH)),
     "line of metrics": (Path, "open", append_without_space(Path.open)),
     "token table": (pd.DataFrame, "to_parquet", no_space),
     "whole text file": (os, "fsync", no_space),
-    "final weights": (PreTrainedModel, "save_pretrained", raising(SAFETENSORS)),
+    "final weights": (PreTrainedModel, "save_pretrained", saving(lambda path: "checkpoints" not in path.parts)),
 }
 
 
@@ -353,7 +533,7 @@ def test_a_full_disk_keeps_what_was_done_and_the_run_resumes(tmp_path, small, wh
 def test_other_errors_of_the_disk_are_not_disguised(tmp_path, small):
     config = small(**{"records.tokens_every": 0})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", raising(PermissionError(errno.EACCES, "Permission denied")))
+        patch.setattr(PreTrainedModel, "save_pretrained", raising(PermissionError(errno.EACCES, "Permission denied")))
         with pytest.raises(PermissionError):
             train(config, tmp_path)
 
@@ -381,7 +561,7 @@ def test_a_diverged_run_is_refused_and_its_records_kept(tmp_path, small):
     assert not Run(path).done
 
 
-@pytest.mark.parametrize("method", ["sft", "sft_then_rft", "prefix_rft"])
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("base", "rft", "rft_clip")])
 def test_methods_that_need_demonstrations_say_so(tmp_path, small, method):
     with pytest.raises(ConfigError, match=rf"method = '{method}' needs demonstrations and none of the 12 training"):
         train(small(method=method, **{"data.demonstration_fraction": 0.0}), tmp_path)
@@ -460,9 +640,9 @@ def test_demonstrations_by_the_policy_itself(tmp_path, small):
 
 def test_every_metric_is_documented_and_every_documented_metric_occurs(whole):
     names = {name.replace("<kind>", kind) for name in measure.METRICS for kind in KIND_NAMES.values()}
-    for method in ("prefix_rft", "sft_then_rft"):
-        assert set(whole(method).metrics.columns) <= names
-    assert set(whole("prefix_rft").metrics.columns) == names
+    columns = {method: set(whole(method).metrics.columns) for method in methods.METHODS if method != "base"}
+    assert set().union(*columns.values()) == names
+    assert columns["prefix_rft"] == {name for name in names if not name.startswith("replay")}
     assert all(measure.METRICS.values())
 
 
@@ -487,7 +667,7 @@ def test_metrics_agree_with_the_token_table(whole):
 
 def test_files_of_a_run(whole, small):
     run = whole("sft_then_rft")
-    assert run.config == small(method="sft_then_rft")
+    assert run.config == small(method="sft_then_rft", **BUSY)
     assert run.metrics["stage"].tolist() == ["sft"] * 3 + ["rft"] * 4
     assert run.metrics["step"].tolist() == [0, 1, 2, 0, 1, 2, 3]
     assert run.metrics["global_step"].tolist() == list(range(7))
@@ -495,6 +675,7 @@ def test_files_of_a_run(whole, small):
     assert run.evaluations["stage"].tolist() == ["base", "sft", "sft", "rft", "rft", "rft"]
     assert json.loads((run.path / "data.json").read_text()) == {
         "train": 12,
+        "with_demonstration": 12,
         "demonstrations": 12,
         "validation": 4,
         "dropped": {},

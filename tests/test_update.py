@@ -20,11 +20,9 @@ from prefix_rft_lab.tokens import encode_problems
 from prefix_rft_lab.types import KIND_NAMES, Row, TokenKind
 from prefix_rft_lab.update import Updater
 
-STAGES = {
-    "sft": methods.SFT,
-    "rft": methods.RFT,
-    "prefix_rft": methods.PREFIX_RFT,
-}
+OWN = {stage.name: stage for method in methods.METHODS.values() for stage in method.stages}
+STAGES = OWN | {stage.replay.stage.name: stage.replay.stage for stage in OWN.values() if stage.replay}
+"""Every stage of every method, the second updates too."""
 FREE = 1e9
 """A gradient-norm limit that never acts."""
 
@@ -59,7 +57,7 @@ def problems(tiny, small):
 
 @pytest.fixture(scope="module")
 def problems_without(problems):
-    return [replace(p, demonstration_ids=None) for p in problems]
+    return [replace(p, demonstrations=()) for p in problems]
 
 
 def rows_for(stage, problems, config, *, scores=None, eos=1):
@@ -67,6 +65,7 @@ def rows_for(stage, problems, config, *, scores=None, eos=1):
     rows = [row for problem in problems for row in stage.rows(problem, 1, config)]
     for i, row in enumerate(rows):
         if row.is_demonstration:
+            row.score = 1.0
             continue
         draws = rng.generator(0, "rows", row.problem.index, row.row)
         length = int(draws.integers(1, 12))
@@ -417,13 +416,9 @@ def test_more_windows_than_rows(base, small, problems):
 
 def test_kinds_without_a_loss_carry_no_gradient_but_count(base, small, problems):
     config = small()
-    frozen = replace(
-        methods.PREFIX_RFT,
-        losses={k: v for k, v in methods.PREFIX_RFT.losses.items() if k is not TokenKind.PREFIX},
-        entropy_clip=frozenset(),
-    )
+    frozen = config.replace(**{"prefix.loss": "frozen"})
     rows = rows_for(methods.PREFIX_RFT, problems[:3], config)
-    result, (gradient,), _ = run(base, config, frozen, rows)
+    result, (gradient,), _ = run(base, frozen, methods.PREFIX_RFT, rows)
     loss, expected = reference(copy.deepcopy(base), rows, config, "frozen")
     same(gradient, expected)
     assert result.loss == pytest.approx(loss, rel=1e-6)

@@ -209,7 +209,7 @@ def problems(split: str, count: int, *, expert: str = "thorough", seed: int = 0)
 
     Args:
         split: ``train``, ``validation``, ``test`` or ``ood`` (other chains of the test part).
-        expert: a key of :data:`EXPERTS`.
+        expert: a key of :data:`EXPERTS`, or several joined by ``+``: one demonstration by each.
         seed: seed of the world.
 
     Raises:
@@ -217,7 +217,8 @@ def problems(split: str, count: int, *, expert: str = "thorough", seed: int = 0)
     """
     if split not in SPLITS:
         raise ValueError(f"split = {split!r} is not known; use one of {', '.join(SPLITS)}")
-    if expert not in EXPERTS:
+    experts = expert.split("+")
+    if not EXPERTS.keys() >= set(experts):
         raise ValueError(f"data.expert = {expert!r} is not known; use one of {', '.join([*EXPERTS, 'self'])}")
     g = rng.generator(seed, "chains/problems", split)
     levels = OOD_LEVELS if split == "ood" else LEVELS
@@ -229,12 +230,13 @@ def problems(split: str, count: int, *, expert: str = "thorough", seed: int = 0)
         text = str(chain)
         if text in found or chain.repeats_hash != (level == "repeated"):
             continue
-        writer = rng.generator(seed, "chains/expert", expert, text)
         found[text] = Problem(
             id=f"{split}-{len(found)}",
             prompt=text,
             answer=str(chain.answer),
-            demonstration=EXPERTS[expert](chain, writer),
+            demonstrations=tuple(
+                EXPERTS[name](chain, rng.generator(seed, "chains/expert", name, text)) for name in experts
+            ),
             level=level,
             split=split,
         )

@@ -36,13 +36,14 @@ def load_problems(config: DataConfig, split: str) -> tuple[list[Problem], Counte
         ConfigError: missing, empty or malformed file, unknown column, unknown expert, or too few rows.
     """
     if config.problems == "chains":
-        if config.expert not in chains.EXPERTS and config.expert != "self" and not config.expert.startswith("policy:"):
+        by_rule = chains.EXPERTS.keys() >= set(config.expert.split("+"))
+        if not by_rule and config.expert != "self" and not config.expert.startswith("policy:"):
             raise ConfigError(
                 f"data.expert = {config.expert!r} is not known; use one of {', '.join([*chains.EXPERTS, 'self'])} "
-                "or policy:DIRECTORY"
+                "or policy:DIRECTORY (several of the first joined by +)"
             )
         count = config.train_problems if split == "train" else config.eval_problems
-        written = config.expert if config.expert in chains.EXPERTS else "thorough"
+        written = config.expert if by_rule else "thorough"
         found = chains.problems(split, count, expert=written, seed=config.seed)
         reasons: Counter[str] = Counter()
     else:
@@ -64,11 +65,11 @@ def load_problems(config: DataConfig, split: str) -> tuple[list[Problem], Counte
 
 
 def thin_demonstrations(problems: list[Problem], fraction: float, seed: int) -> list[Problem]:
-    """Keep round(fraction * n) of the demonstrations, chosen by key: a smaller share is a subset of a larger one."""
-    have = [i for i, p in enumerate(problems) if p.demonstration is not None]
+    """Let round(fraction * n) problems keep their demonstrations, chosen by key: a smaller share is a subset of a larger one."""
+    have = [i for i, p in enumerate(problems) if p.demonstrations]
     order = rng.generator(seed, "demonstration_fraction").permutation(len(have))
     keep = {have[i] for i in order[: round(fraction * len(have))]}
-    return [p if i in keep else replace(p, demonstration=None) for i, p in enumerate(problems)]
+    return [p if i in keep else replace(p, demonstrations=()) for i, p in enumerate(problems)]
 
 
 def read_file(path: Path, columns: dict[str, str] | None = None) -> tuple[list[Problem], Counter[str]]:
@@ -118,7 +119,7 @@ def read_file(path: Path, columns: dict[str, str] | None = None) -> tuple[list[P
                 id=_text(values["id"]) or f"{path.stem}-{number}",
                 prompt=text,
                 answer=answer,
-                demonstration=None if demonstration is None else boxed_demonstration(demonstration, answer),
+                demonstrations=() if demonstration is None else (boxed_demonstration(demonstration, answer),),
                 level=_text(values["level"]) or "",
             )
         )

@@ -1,0 +1,354 @@
+"""Every method's loss, and the gradient of each of its token kinds, against coefficients worked out by hand.
+
+At the first update every ratio is 1, so the gradient of a token's loss is a number times the gradient of its
+log-probability. The cases give these numbers, from scores that make them easy; the model is the shipped policy in
+float64. Rewards: the plain rows score 1, 0, 0 (and 0), a demonstration scores 1.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from prefix_rft_lab import methods
+from prefix_rft_lab.config import ConfigError
+from prefix_rft_lab.methods import METHODS
+from prefix_rft_lab.tasks import chains
+from prefix_rft_lab.tokens import encode_problems
+from prefix_rft_lab.types import KIND_NAMES, Row, TokenKind
+from prefix_rft_lab.update import Updater
+
+PREFIX, CONTINUATION, ON_POLICY = TokenKind.PREFIX, TokenKind.CONTINUATION, TokenKind.ON_POLICY
+SAMPLED = ([5, 9, 1], [7, 8, 6, 1], [11, 1], [12, 13, 14, 1])
+"""Tokens of the sampled rows; 1 ends a response."""
+LIMIT = 48
+"""rollout.max_response_tokens of the small config: every row counts as this many tokens in a Dr.GRPO denominator."""
+
+
+@pytest.fixture(scope="module")
+def base(tiny):
+    return copy.deepcopy(tiny[0]).double()
+
+
+@pytest.fixture(scope="module")
+def problem(tiny, small):
+    found = next(p for p in chains.problems("train", 50) if "#" in p.prompt)
+    return encode_problems(tiny[1], [found], small())[0][0]
+
+
+def rows_of(stage, problem, config, scores=(1.0, 0.0, 0.0, 0.0), step=0):
+    """The rows that the stage's own plan gives, with fixed tokens and scores in place of rollouts."""
+    rows = stage.rows(problem, step, config)
+    for row, ids, score in zip(rows, SAMPLED, scores, strict=False):
+        row.sampled_ids, row.score = ([], 1.0) if row.is_demonstration else (list(ids), score)
+    return rows
+
+
+def token_stats(model, rows):
+    """[(logp, entropy)] of the response tokens of each row, row by row."""
+    found = []
+    for row in rows:
+        start = len(row.problem.prompt_ids)
+        ids = torch.tensor([row.problem.prompt_ids + row.response_ids])
+        log_probs = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        at = torch.arange(start, ids.shape[1])
+        found.append((log_probs[at - 1, ids[0, at]], -(log_probs.exp() * log_probs).sum(-1)[at - 1]))
+    return found
+
+
+class Capture(torch.optim.SGD):
+    """Notes the gradient and moves nothing."""
+
+    def step(self, closure=None):
+        parameters = self.param_groups[0]["params"]
+        self.gradient = torch.cat([p.grad.flatten().clone() for p in parameters])
+
+
+def update(base, config, stage, rows):
+    """(result, gradient) of one update."""
+    model = copy.deepcopy(base)
+    optimizer = Capture(model.parameters(), lr=0.0)
+    section = config.rl.model_copy(update={"grad_clip": 1e9})
+    result = Updater(model, config, pad_id=0).update(rows, stage, section, optimizer, 0, diagnose=True)
+    return result, optimizer.gradient
+
+
+def gradient_of(model, value):
+    model.zero_grad()
+    value.backward()
+    return torch.cat(
+        [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.parameters()]
+    )
+
+
+@dataclass
+class Expected:
+    """What a kind adds to the loss: ``loss`` itself, and ``surrogate`` whose gradient must be the kind's."""
+
+    loss: torch.Tensor
+    surrogate: torch.Tensor
+
+
+def policy(stats, rows, kind, advantages, denominator, keep=None):
+    """-A / denominator a token; at ratio 1 the loss is the sum of these numbers, the gradient theirs times d log p."""
+    loss = torch.zeros(())
+    surrogate = torch.zeros((), dtype=torch.float64)
+    for i, (row, (logp, _), advantage) in enumerate(zip(rows, stats, advantages, strict=True)):
+        for t, (token_kind, value) in enumerate(zip(row.kinds, logp, strict=True)):
+            if token_kind is kind and (keep is None or keep[i][t]):
+                loss = loss - advantage / denominator
+                surrogate = surrogate - advantage / denominator * value
+    return Expected(loss, surrogate)
+
+
+def nll(stats, rows, weight=1.0, entropy_weight=0.0):
+    """weight * mean over all demonstration tokens of NLL - entropy_weight * H."""
+    logp = torch.cat([values[: len(row.prefix_ids)] for row, (values, _) in zip(rows, stats, strict=True)])
+    entropy = torch.cat([values[: len(row.prefix_ids)] for row, (_, values) in zip(rows, stats, strict=True)])
+    loss = weight * (-logp - entropy_weight * entropy).mean()
+    return Expected(loss.detach(), loss)
+
+
+def highest(stats, rows, kind, share):
+    """Tokens of a kind that stay when int(M * (1 - share)) of lowest entropy go; True elsewhere."""
+    places = [(i, t) for i, row in enumerate(rows) for t, k in enumerate(row.kinds) if k is kind]
+    places.sort(key=lambda place: float(stats[place[0]][1][place[1]].detach()))
+    dropped = set(places[: int(len(places) * (1 - share) + 1e-9)])
+    return [[(i, t) not in dropped for t in range(len(row.response_ids))] for i, row in enumerate(rows)]
+
+
+def sft(stats, rows, config):
+    return {PREFIX: nll(stats, rows)}
+
+
+def rft(stats, rows, config):
+    return {ON_POLICY: policy(stats, rows, ON_POLICY, (0.75, -0.25, -0.25, -0.25), 4 * LIMIT)}
+
+
+def rft_clip(stats, rows, config):
+    keep = highest(stats, rows, ON_POLICY, 0.2)
+    return {ON_POLICY: policy(stats, rows, ON_POLICY, (0.75, -0.25, -0.25, -0.25), 4 * LIMIT, keep)}
+
+
+def prefix_rft(stats, rows, config):
+    advantages, size = (0.75, -0.25, -0.25, -0.25), 4 * LIMIT
+    found = {kind: policy(stats, rows, kind, advantages, size) for kind in (ON_POLICY, CONTINUATION)}
+    if config.prefix.loss == "advantage":
+        found[PREFIX] = policy(stats, rows, PREFIX, advantages, size, highest(stats, rows, PREFIX, 0.2))
+    elif config.prefix.loss == "static":
+        found[PREFIX] = nll(stats, rows, weight=0.001)
+    return found
+
+
+def dr_po(stats, rows, config):
+    return {CONTINUATION: policy(stats, rows, CONTINUATION, (0.75, -0.25, -0.25, -0.25), 4 * LIMIT)}
+
+
+def rl_sft_loss(stats, rows, config):
+    # The baseline is the mean of the three plain rows, and theirs alone is the denominator.
+    return {
+        ON_POLICY: policy(stats, rows, ON_POLICY, (2 / 3, -1 / 3, -1 / 3, 9.0), 3 * LIMIT),
+        PREFIX: nll(stats, rows),
+    }
+
+
+def luffy(stats, rows, config):
+    # The demonstration scores 1, so m8 = 1/2; f(p) = p / (p + 0.1).
+    probs = stats[3][0].exp()
+    loss = (-0.5 * probs / (probs + 0.1)).sum() / (4 * LIMIT)
+    # Its gradient, as LUFFY's paper gives it: -A * 0.1 p / (p + 0.1)^2 * d log p.
+    surrogate = (-0.5 * (0.1 * probs / (probs + 0.1) ** 2).detach() * stats[3][0]).sum() / (4 * LIMIT)
+    return {
+        ON_POLICY: policy(stats, rows, ON_POLICY, (0.5, -0.5, -0.5, 0.5), 4 * LIMIT),
+        PREFIX: Expected(loss.detach(), surrogate),
+    }
+
+
+def relift_sft(stats, rows, config):
+    return {PREFIX: nll(stats, rows, entropy_weight=0.001)}
+
+
+def uft(stats, rows, config):
+    # Mean 1/4, deviations 3/4 and three times -1/4: sample std 1/2. Token mean over the 13 sampled tokens.
+    advantages = [value / (0.5 + 1e-6) for value in (0.75, -0.25, -0.25, -0.25)]
+    return {
+        CONTINUATION: policy(stats, rows, CONTINUATION, advantages, 13),
+        PREFIX: nll(stats, rows, weight=0.001),
+    }
+
+
+def stage_of(name):
+    return METHODS[name].stages[0]
+
+
+CASES = {
+    "sft": (stage_of("sft"), {}, sft),
+    "rft": (stage_of("rft"), {}, rft),
+    "rft_clip": (stage_of("rft_clip"), {}, rft_clip),
+    "prefix_rft": (stage_of("prefix_rft"), {}, prefix_rft),
+    "prefix_rft static": (stage_of("prefix_rft"), {"prefix.loss": "static"}, prefix_rft),
+    "prefix_rft frozen": (stage_of("prefix_rft"), {"prefix.loss": "frozen"}, prefix_rft),
+    "dr_po": (stage_of("dr_po"), {}, dr_po),
+    "rl_sft_loss": (stage_of("rl_sft_loss"), {}, rl_sft_loss),
+    "luffy": (stage_of("luffy"), {}, luffy),
+    "relift": (stage_of("relift"), {}, rft),
+    "relift sft": (stage_of("relift").replay.stage, {}, relift_sft),
+    "uft": (stage_of("uft"), {"uft.low": 0.95, "rl.steps": 100}, uft),
+}
+
+
+def test_every_stage_has_a_case():
+    stages = {stage.name for method in METHODS.values() for stage in method.stages}
+    assert {stage.name for stage, _, _ in CASES.values()} == stages | {"relift_sft"}
+
+
+@pytest.mark.parametrize("tokens", [60, 100_000])
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_gradient_of_each_kind_by_hand(base, small, problem, name, tokens):
+    stage, changes, by_hand = CASES[name]
+    config = small(micro_batch_tokens=tokens, **changes)
+    assert (config.rollout.rows_per_problem, config.rollout.max_response_tokens) == (4, LIMIT)
+    rows = rows_of(stage, problem, config)
+    model = copy.deepcopy(base)
+    expected = by_hand(token_stats(model, rows), rows, config)
+    result, gradient = update(base, config, stage, rows)
+    assert result.loss == pytest.approx(float(sum(part.loss for part in expected.values())), rel=1e-6, abs=1e-12)
+
+    parts = {}
+    for kind in expected:
+        parts[kind] = gradient_of(model, by_hand(token_stats(model, rows), rows, config)[kind].surrogate)
+        assert parts[kind].norm() > 0
+        # The stage with this kind alone must have the kind's gradient, and so says the diagnosis of the whole.
+        alone = replace(stage, losses=lambda config, kind=kind: {kind: stage.losses(config)[kind]})
+        _, own = update(base, config, alone, rows)
+        assert (own - parts[kind]).norm() <= 1e-6 * parts[kind].norm(), KIND_NAMES[kind]
+        assert result.grad_norms[kind] == pytest.approx(float(parts[kind].norm()), rel=1e-6)
+    whole = sum(parts.values())
+    assert (gradient - whole).norm() <= 1e-6 * whole.norm()
+    assert {kind for kind, norm in result.grad_norms.items() if norm > 0} == set(expected), "no other kind is trained"
+
+
+def test_frozen_prefixes_still_count_in_the_denominator(base, small, problem):
+    """4 rows * 48 tokens, whatever the prefix does: the gradients of the sampled tokens are those of Prefix-RFT."""
+    stage = stage_of("prefix_rft")
+    rows = rows_of(stage, problem, small())
+    trained, _ = update(base, small(), stage, rows)
+    frozen, _ = update(base, small(**{"prefix.loss": "frozen"}), stage, rows)
+    for kind in (ON_POLICY, CONTINUATION):
+        assert frozen.grad_norms[kind] == pytest.approx(trained.grad_norms[kind], rel=1e-9)
+    assert PREFIX in trained.grad_norms and PREFIX not in frozen.grad_norms
+
+
+def test_diagnosis_changes_no_bit(tiny, small, problem):
+    config, stage = small(micro_batch_tokens=70), stage_of("prefix_rft")
+
+    def weights(diagnose):
+        model = copy.deepcopy(tiny[0])
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        result = Updater(model, config, pad_id=0).update(
+            rows_of(stage, problem, config), stage, config.rl, optimizer, 0, diagnose=diagnose
+        )
+        return result, torch.cat([p.flatten() for p in model.parameters()])
+
+    (plain, before), (diagnosed, after) = weights(False), weights(True)
+    assert torch.equal(before, after)
+    assert plain.grad_norm == diagnosed.grad_norm
+    assert (plain.kl, plain.grad_norms) == (None, {})
+    assert diagnosed.kl > 0 and diagnosed.entropy_change != 0
+
+
+def test_kl_is_that_of_the_samples_before_and_after(base, small, problem):
+    """mean of r - 1 - log r over the sampled tokens, r = new / old."""
+    config, stage = small(), stage_of("prefix_rft")
+    rows = rows_of(stage, problem, config)
+    model = copy.deepcopy(base)
+    section = config.rl.model_copy(update={"grad_clip": 1e9, "lr": 0.3})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    result = Updater(model, config, pad_id=0).update(rows, stage, section, optimizer, 0, diagnose=True)
+    with torch.no_grad():
+        before, after = token_stats(base, rows), token_stats(model, rows)
+    at = [len(row.prefix_ids) for row in rows]
+    ratio = torch.cat([(a[0] - b[0])[n:] for a, b, n in zip(after, before, at, strict=True)])
+    assert result.kl == pytest.approx(float((ratio.exp() - 1 - ratio).mean()), rel=1e-5)
+    change = torch.cat([(a[1] - b[1])[n:] for a, b, n in zip(after, before, at, strict=True)])
+    assert result.entropy_change == pytest.approx(float(change.mean()), rel=1e-4)
+
+
+# ---------------------------------------------------------------- published normalisation
+
+
+def test_micro_batch_normalisation_is_the_published_one(base, small, tiny):
+    """RFT: sum / max_response_tokens in each micro-batch, weighted by its share of the rows. SFT: mean of the means."""
+    problems = encode_problems(tiny[1], chains.problems("train", 5), small())[0]
+    config = small(**{"loss.normalise": "micro_batch", "micro_batch_tokens": 100})
+    for name in ("rft", "sft"):
+        stage = stage_of(name)
+        rows = [row for one in problems for row in rows_of(stage, one, config)]
+        updater = Updater(base, config, pad_id=0)
+        batches = updater.micro_batches(rows)
+        assert len({len(batch) for batch in batches}) > 1, "equal micro-batches would hide the fault"
+        result, gradient = update(base, config, stage, rows)
+        model = copy.deepcopy(base)
+        stats = token_stats(model, rows)
+        if name == "rft":
+            advantages = [0.75, -0.25, -0.25, -0.25] * len(problems)
+            sums = [sum(-advantages[i] * stats[i][0].sum() for i in batch) for batch in batches]
+            loss = sum(s / LIMIT * len(batch) / len(rows) for s, batch in zip(sums, batches, strict=True))
+        else:
+            loss = sum(-torch.cat([stats[i][0] for i in batch]).mean() for batch in batches) / len(batches)
+            assert result.loss == pytest.approx(float(loss.detach()), rel=1e-6)
+        expected = gradient_of(model, loss)
+        assert (gradient - expected).norm() <= 1e-6 * expected.norm()
+        _, once = update(base, small(micro_batch_tokens=100), stage, rows)
+        assert (gradient - once).norm() > 0.01 * once.norm(), "and it is not the loss of the window"
+
+
+# ---------------------------------------------------------------- settings that make no sense
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "prefix_sft"}, "method = 'prefix_sft' is not known; use one of base, sft, rft"),
+        ({"method": "rft", "prefix.loss": "static"}, "prefix.loss = 'static' has no meaning for method 'rft'"),
+        ({"method": "dr_po", "prefix.loss": "frozen"}, "or use method 'prefix_rft'"),
+        ({"method": "uft", "loss.advantage": "grpo_prefix"}, "method 'uft', which is defined with 'grpo'"),
+        ({"rollout.hybrid_rows": 0}, "rollout.hybrid_rows = 0 leaves method 'prefix_rft' without prefixes"),
+        ({"method": "luffy", "rollout.rows_per_problem": 1}, "use at least 2"),
+    ],
+)
+def test_settings_without_meaning_are_refused(small, changes, words):
+    with pytest.raises(ConfigError) as caught:
+        methods.check(small(**changes))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_method_accepts_the_presets(small):
+    for name in METHODS:
+        assert methods.check(small(method=name)) is METHODS[name]
+
+
+# ---------------------------------------------------------------- a method of one's own
+
+
+def test_rows_of_another_declaration_train_as_declared(base, small, problem):
+    """Imitation with a quarter of the weight on the first half: a loss that no built-in method has."""
+
+    class HalfWeighted(methods.NegativeLogLikelihood):
+        def tokens(self, inputs, config):
+            found = super().tokens(inputs, config)
+            weight = torch.ones_like(found.loss)
+            weight[: len(weight) // 2] = 0.25
+            return methods.TokenLosses(loss=found.loss * weight, clipped=found.clipped)
+
+    stage = replace(stage_of("sft"), name="mine", losses=lambda config: {PREFIX: HalfWeighted()})
+    config = small()
+    rows: list[Row] = rows_of(stage, problem, config)
+    result, _ = update(base, config, stage, rows)
+    logp = token_stats(base, rows)[0][0].detach()
+    half = len(logp) // 2
+    assert result.loss == pytest.approx(-float(logp[:half].sum() / 4 + logp[half:].sum()) / len(logp), rel=1e-6)

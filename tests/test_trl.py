@@ -1,0 +1,292 @@
+"""One update of the kit and one of TRL's trainers, from the same weights on the same rows, are the same update.
+
+TRL keeps its own code for all that follows the rollouts: group advantages, padding (prompts on the left), micro-batches,
+losses, gradient accumulation, clipping of the gradient norm, and the AdamW that it builds from its own arguments. Rows
+come in through ``rollout_func``, GRPOTrainer's argument for rollouts made elsewhere: it returns token ids, and any
+further field (here the score) reaches the reward function. Supervised rows are a dataset of token ids.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from prefix_rft_lab import methods, rng
+from prefix_rft_lab.generation.base import Request
+from prefix_rft_lab.generation.transformers_engine import TransformersEngine
+from prefix_rft_lab.tasks import chains
+from prefix_rft_lab.tokens import encode_problems
+from prefix_rft_lab.types import Demonstration
+from prefix_rft_lab.update import Updater
+
+FREE = 1e9
+"""A gradient-norm limit that never acts."""
+LR, WEIGHT_DECAY, BETAS = 3e-3, 0.1, (0.9, 0.99)
+EPSILON = 1e-3
+"""AdamW's. Its first step is lr * g / (|g| + epsilon): with an epsilon far below the gradients that is their sign, and
+an entry that rounding alone moves across 0 moves its weight by 2 lr. With one of about their size (root mean squares of
+1e-4 to 2e-2 here) the step is about as smooth as the gradient, and weights can be held to rounding too."""
+
+WHOLE, TENSOR = 1e-5, 5e-5
+"""Relative tolerance of the first gradient, whole and by tensor. Either side lies a few 1e-6 from the kit's gradient in
+float64, and farther in a tensor where rows with advantages of both signs cancel."""
+LATER = 1e-4
+"""By tensor, of what follows the first step: gradients are then taken at weights that rounding has already moved, and a
+weight's change is the small difference of two float32 numbers."""
+
+
+@dataclass
+class Outcome:
+    losses: list[float]  # of each batch of rows
+    norms: list[float]  # of each batch of rows, before clipping
+    gradients: list[dict[str, torch.Tensor]]  # as each optimizer step finds them, after clipping
+    changes: dict[str, torch.Tensor]  # weights after the last step minus those before the first
+
+
+def watched(model, optimizer, train):
+    """The outcome of ``train()``, which returns (loss, gradient norm) of each batch of rows."""
+    gradients = []
+    optimizer.register_step_pre_hook(
+        lambda *_: gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    )
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    losses, norms = zip(*train(), strict=True)
+    changes = {name: p.detach() - before[name] for name, p in model.named_parameters()}
+    return Outcome(list(losses), list(norms), gradients, changes)
+
+
+# ---------------------------------------------------------------- both sides
+
+
+def kit(base, config, stage, batches, grad_clip=FREE):
+    """The kit's updates, one call a batch of rows."""
+    model = copy.deepcopy(base)
+    settings = {"lr": LR, "weight_decay": WEIGHT_DECAY, "betas": BETAS}
+    section = getattr(config, stage.optim).model_copy(
+        update={**settings, "grad_clip": grad_clip, "warmup_fraction": 0.0, "decay": "constant"}
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), eps=EPSILON, **settings)
+    updater = Updater(model, config, pad_id=0)
+
+    def train():
+        results = [updater.update(rows, stage, section, optimizer, step) for step, rows in enumerate(batches)]
+        return [(result.loss, result.grad_norm) for result in results]
+
+    return watched(model, optimizer, train)
+
+
+def arguments(folder, grad_clip):
+    """What both of TRL's trainers are told; its defaults are bfloat16 and gradient checkpointing."""
+    optimizer = {"adam_beta1": BETAS[0], "adam_beta2": BETAS[1], "adam_epsilon": EPSILON, "weight_decay": WEIGHT_DECAY}
+    schedule = {"learning_rate": LR, "lr_scheduler_type": "constant", "max_grad_norm": grad_clip, "num_train_epochs": 1}
+    plain = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False, "train_sampling_strategy": "sequential"}
+    records = {"output_dir": str(folder), "save_strategy": "no", "logging_steps": 1, "report_to": "none"}
+    return optimizer | schedule | plain | records | {"disable_tqdm": True}
+
+
+def run(trainer, batches):
+    # By default transformers spares norms and biases from weight decay; the kit spares nothing.
+    trainer.get_decay_parameter_names = lambda model: [name for name, _ in model.named_parameters()]
+
+    def train():
+        trainer.train()
+        steps = [(line["loss"], line["grad_norm"]) for line in trainer.state.log_history if "loss" in line]
+        return np.reshape(steps, (len(batches), -1, 2)).mean(1).tolist()
+
+    return watched(trainer.model, trainer.create_optimizer(), train)
+
+
+def trl_grpo(policy, config, batches, folder, accumulate, grad_clip=FREE, loss_type="dr_grpo"):
+    """GRPOTrainer's updates: each optimizer step accumulates so many micro-batches."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    waiting = list(batches)
+
+    def rollouts(prompts, trainer):
+        rows = waiting.pop(0)
+        assert prompts == [row.problem.problem.prompt for row in rows]
+        prompt_ids, completion_ids = [row.problem.prompt_ids for row in rows], [row.sampled_ids for row in rows]
+        scores = [row.score for row in rows]
+        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None, "score": scores}
+
+    def given(score, **_):
+        return score
+
+    micro_batches = accumulate * config.loss.updates_per_rollout
+    args = GRPOConfig(
+        **arguments(folder, grad_clip),
+        per_device_train_batch_size=len(batches[0]) // micro_batches,
+        gradient_accumulation_steps=accumulate,
+        steps_per_generation=micro_batches,
+        num_generations=config.rollout.rows_per_problem,
+        shuffle_dataset=False,
+        loss_type=loss_type,
+        scale_rewards="none",
+        beta=0.0,
+        epsilon=config.loss.clip_low,
+        epsilon_high=config.loss.clip_high,
+        delta=config.loss.dual_clip,
+        temperature=config.rollout.temperature,
+        max_completion_length=config.rollout.max_response_tokens,
+    )
+    data = Dataset.from_dict({"prompt": [r.problem.problem.prompt for rows in batches for r in rows if r.row == 0]})
+    model, tokenizer = copy.deepcopy(policy)
+    trainer = GRPOTrainer(model, given, args, data, processing_class=tokenizer, rollout_func=rollouts)
+    outcome = run(trainer, batches)
+    assert not waiting
+    return outcome
+
+
+def trl_sft(policy, batches, folder, micro_batch_rows, grad_clip=FREE, count_tokens=True):
+    """SFTTrainer's updates; without ``count_tokens`` it averages means of micro-batches, as trainers once did."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    args = SFTConfig(
+        **arguments(folder, grad_clip),
+        per_device_train_batch_size=micro_batch_rows,
+        gradient_accumulation_steps=len(batches[0]) // micro_batch_rows,
+        completion_only_loss=True,
+        max_length=None,
+    )
+    parts = [(row.problem.prompt_ids, row.response_ids) for rows in batches for row in rows]
+    masks = [[0] * len(prompt) + [1] * len(response) for prompt, response in parts]
+    data = Dataset.from_dict({"input_ids": [prompt + response for prompt, response in parts], "completion_mask": masks})
+    model, tokenizer = copy.deepcopy(policy)
+    trainer = SFTTrainer(model, args, train_dataset=data, processing_class=tokenizer)
+    trainer.model_accepts_loss_kwargs = count_tokens
+    return run(trainer, batches)
+
+
+# ---------------------------------------------------------------- rows
+
+
+@pytest.fixture(scope="module")
+def problems(tiny, small):
+    return encode_problems(tiny[1], chains.problems("train", 8), small())[0]
+
+
+def sampled(policy, config, problems):
+    """Two batches of rows that the policy sampled, with keyed scores; some truncated, some groups unanimous."""
+    engine = TransformersEngine(policy[0], eos_id=policy[1].eos_token_id)
+    limit, size = config.rollout.max_response_tokens, config.rollout.rows_per_problem
+    rows = [row for problem in problems for row in methods.RFT.rows(problem, 0, config)]
+    keys = [rng.key(0, "rollout", row.problem.index, row.row) for row in rows]
+    requests = [
+        Request(context_ids=row.problem.prompt_ids, max_new_tokens=limit, key=key)
+        for row, key in zip(rows, keys, strict=True)
+    ]
+    completions = engine.generate(requests, temperature=config.rollout.temperature)
+    for row, completion in zip(rows, completions, strict=True):
+        row.sampled_ids, row.truncated = completion.token_ids, completion.truncated
+        row.score = float(rng.generator(0, "score", row.problem.index, row.row).random() < 0.5)
+    assert 0 < sum(row.truncated for row in rows) < len(rows)
+    spread = np.ptp(np.reshape([row.score for row in rows], (-1, size)), axis=1)
+    assert 0 < spread.sum() < len(spread)
+    return [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+
+
+@pytest.fixture(scope="module")
+def demonstrations(problems, small):
+    """Two batches of four rows: two short responses, then two long ones."""
+    tokens = (2, 3, 40, 40, 1, 5, 40, 20)
+    cut = [
+        replace(p, demonstrations=(Demonstration(ids=p.demonstration_ids[-n:]),))
+        for p, n in zip(problems, tokens, strict=True)
+    ]
+    rows = [row for problem in cut for row in methods.SFT.rows(problem, 0, small())]
+    return [rows[:4], rows[4:]]
+
+
+# ---------------------------------------------------------------- comparison
+
+
+def distance(a, b):
+    """Relative to ``b``."""
+    return float((a - b).norm() / b.norm())
+
+
+def whole(tensors):
+    return torch.cat([tensor.flatten() for tensor in tensors.values()])
+
+
+def farthest(a, b):
+    return max(distance(a[name], b[name]) for name in a.keys() | b.keys())
+
+
+def assert_same(ours, theirs, steps=2):
+    assert len(ours.gradients) == len(theirs.gradients) == steps
+    assert ours.losses == pytest.approx(theirs.losses, rel=1e-5, abs=1e-6)
+    assert ours.norms == pytest.approx(theirs.norms, rel=LATER)
+    assert distance(whole(ours.gradients[0]), whole(theirs.gradients[0])) < WHOLE
+    assert farthest(ours.gradients[0], theirs.gradients[0]) < TENSOR
+    assert max(map(farthest, ours.gradients[1:], theirs.gradients[1:])) < LATER
+    assert farthest(ours.changes, theirs.changes) < LATER
+
+
+def assert_different(ours, theirs):
+    """By orders more than the tolerances, and not by a factor alone."""
+    a, b = whole(ours.gradients[0]), whole(theirs.gradients[0])
+    assert distance(a / a.norm(), b / b.norm()) > 0.05
+    assert farthest(ours.changes, theirs.changes) > 0.05
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is marked as experimental
+
+
+RFT = {"rollout.max_response_tokens": 24, "micro_batch_tokens": 150}
+
+
+def test_rft_in_one_batch(tiny, small, problems, tmp_path):
+    config = small(**RFT | {"micro_batch_tokens": 10**6})
+    batches = sampled(tiny, config, problems)
+    assert_same(kit(tiny[0], config, methods.RFT, batches), trl_grpo(tiny, config, batches, tmp_path, accumulate=1))
+
+
+def test_rft_in_micro_batches_with_clipped_gradients(tiny, small, problems, tmp_path):
+    config = small(**RFT, **{"rollout.temperature": 0.7})
+    batches = sampled(tiny, config, problems)
+    ours = kit(tiny[0], config, methods.RFT, batches, grad_clip=0.05)
+    assert min(ours.norms) > 0.05
+    assert_same(ours, trl_grpo(tiny, config, batches, tmp_path, accumulate=4, grad_clip=0.05))
+
+
+def test_rft_with_two_updates_on_the_same_rollouts(tiny, small, problems, tmp_path, monkeypatch):
+    """The second update is off-policy: both ratio limits and the dual clip (TRL's ``delta``) act."""
+    import trl.trainer.grpo_trainer
+
+    # TRL deals the rows out to optimizer steps at random; the kit takes them in order.
+    monkeypatch.setattr(trl.trainer.grpo_trainer, "shuffle_sequence_dict", lambda rows: rows)
+    clips = {"loss.clip_low": 0.05, "loss.clip_high": 0.1, "loss.dual_clip": 1.2, "loss.updates_per_rollout": 2}
+    config = small(**RFT, **clips)
+    batches = sampled(tiny, config, problems)
+    ours = kit(tiny[0], config, methods.RFT, batches)
+    assert_same(ours, trl_grpo(tiny, config, batches, tmp_path, accumulate=2), steps=4)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo"])
+def test_rft_is_not_what_other_normalisers_give(tiny, small, problems, tmp_path, loss_type):
+    config = small(**RFT)
+    batches = sampled(tiny, config, problems)
+    theirs = trl_grpo(tiny, config, batches, tmp_path, accumulate=4, loss_type=loss_type)
+    assert_different(kit(tiny[0], config, methods.RFT, batches), theirs)
+
+
+@pytest.mark.parametrize(("micro_batch_rows", "grad_clip"), [(2, FREE), (1, 0.3)])
+def test_sft_under_gradient_accumulation(tiny, small, demonstrations, tmp_path, micro_batch_rows, grad_clip):
+    """Micro-batches of few target tokens and of many: all tokens of the window weigh the same."""
+    ours = kit(tiny[0], small(micro_batch_tokens=80), methods.SFT, demonstrations, grad_clip)
+    assert grad_clip == FREE or min(ours.norms) > grad_clip
+    assert_same(ours, trl_sft(tiny, demonstrations, tmp_path, micro_batch_rows, grad_clip))
+
+
+def test_sft_is_not_a_mean_of_micro_batch_means(tiny, small, demonstrations, tmp_path):
+    theirs = trl_sft(tiny, demonstrations, tmp_path, micro_batch_rows=2, count_tokens=False)
+    assert_different(kit(tiny[0], small(), methods.SFT, demonstrations), theirs)
