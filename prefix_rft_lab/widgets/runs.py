@@ -81,7 +81,7 @@ class RunExplorer(Explorer):
             raise ConfigError(f"refresh = {refresh!r} is not a number of seconds; use 0 or more")
         self._folder = Path(runs_or_folder) if isinstance(runs_or_folder, (str, Path)) else None
         given = [runs_or_folder] if isinstance(runs_or_folder, Run) else runs_or_folder
-        self._given = [] if self._folder else list(given)  # type: ignore[arg-type]
+        self._given: list[Run] = [] if self._folder else list(given)  # type: ignore[arg-type]
         if self._folder is None and not self._given:
             raise ConfigError("runs_or_folder = [] holds no run; give runs, or the folder that they are written to")
         self._watched: dict[Path, _Watched] = {}
