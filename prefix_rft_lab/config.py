@@ -425,7 +425,7 @@ def _smol() -> dict[str, Any]:
         "rl": {"steps": 100, "lr": 5e-6},
         "sft": {"steps": 50, "lr": 2e-5, "batch_rows": 16, "warmup_fraction": 0.1, "decay": "cosine"},
         "evaluation": {"every": 0, "k": 4, "problems": 16, "hard_tries": 0},
-        "records": {"checkpoint_every": 10, "tokens_every": 5},
+        "records": {"checkpoint_every": 10},
         "micro_batch_tokens": 2048,
         "threads": 2,
     }

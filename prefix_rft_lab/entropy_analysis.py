@@ -269,18 +269,21 @@ def _context(texts: np.ndarray, row_of: np.ndarray, place: int, context: int) ->
 def clip_stability(table: pd.DataFrame) -> pd.DataFrame:
     """Whether the clip keeps the same places of a demonstration at two recorded steps.
 
-    Compares prefix tokens and followed demonstrations of the same problem on the positions that both steps recorded.
+    Compares prefix tokens and followed demonstrations of the same problem on the places (position and token) that both
+    steps recorded.
 
     Returns:
         run, problem, step_a, step_b, lag (steps), positions (compared), kept_a, kept_b (counts), jaccard (places kept at both
         steps / at either; NaN where neither keeps any), chance (the Jaccard index that sets of these sizes, chosen
         independently, would have in expectation, to first order).
     """
-    table = _only(table, ("prefix", "demonstration"), "tokens of demonstrations", ["kept"])
+    table = _only(table, ("prefix", "demonstration"), "tokens of demonstrations", ["token_id", "kept"])
     parts = []
     for (run, problem), own in table.groupby(["run", "problem"], sort=True):
         # Two rows may hold the same place at one step (a followed demonstration that is also trained): one is enough.
-        kept = own.pivot_table(index="step", columns="position", values="kept", aggfunc="first", sort=True)
+        # The token is part of the place: a problem may have several demonstrations.
+        place = ["position", "token_id"]
+        kept = own.pivot_table(index="step", columns=place, values="kept", aggfunc="first", sort=True)
         seen = kept.notna().to_numpy().astype(float)
         keeps = kept.astype(float).fillna(0.0).to_numpy()
         steps = kept.index.to_numpy()

@@ -627,4 +627,4 @@ def format_reading(reading: Reading, most: int = 10) -> str:
 def _plain(text: str) -> str:
     """Text that a terminal shows and does not obey."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
-    return shown if shown.strip() == shown and shown else repr(shown)
+    return shown if shown.strip() == shown and shown else f"'{shown}'"

@@ -53,8 +53,8 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """A figure on the page."""
+class Picture:
+    """A figure on a page."""
 
     name: str
     title: str
@@ -63,7 +63,22 @@ class Drawn:
     """Base64."""
     width: int
     height: int
+    """CSS pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn(Picture):
+    """A figure of the report."""
+
     data: Table
+
+
+@dataclass(frozen=True, slots=True)
+class Filed(Picture):
+    """A figure of the gallery."""
+
+    files: list[tuple[str, str]]
+    """(what it is, path relative to the page)."""
 
 
 def write_report(
@@ -466,22 +481,6 @@ def _figures(
 _FORMATS = {"csv": "data (CSV)", "pdf": "PDF", "svg": "SVG", "png": "PNG", "json": "provenance (JSON)"}
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A figure of the gallery."""
-
-    name: str
-    title: str
-    caption: str
-    png: str
-    """Base64."""
-    width: int
-    height: int
-    """CSS pixels."""
-    files: list[tuple[str, str]]
-    """(what it is, path relative to the page)."""
-
-
 def write_gallery(folder: str | Path, *, title: str, titles: Mapping[str, str] | None = None) -> Path:
     """Write ``gallery.html``: every figure below ``<folder>/figures`` with its caption and links to its files.
 
@@ -501,12 +500,12 @@ def write_gallery(folder: str | Path, *, title: str, titles: Mapping[str, str] |
         raise ConfigError(f"folder = {folder.name!r} holds no figures/*.png; save some by plots.save_figure first")
     order = {name: text for name, text in (titles or {}).items() if name in names}
     order |= {name: _title(name) for name in sorted(names - set(order))}
-    pictures = [_picture(folder, name, text) for name, text in order.items()]
+    pictures = [_filed(folder, name, text) for name, text in order.items()]
     write_text(folder / "gallery.html", _template("gallery.html.j2").render(title=title, figures=pictures))
     return folder / "gallery.html"
 
 
-def _picture(folder: Path, name: str, title: str) -> Picture:
+def _filed(folder: Path, name: str, title: str) -> Filed:
     files = {ending: folder / "figures" / f"{name}.{ending}" for ending in _FORMATS}
     png = files["png"].read_bytes()
     caption = ""
@@ -514,7 +513,7 @@ def _picture(folder: Path, name: str, title: str) -> Picture:
         caption = str(json.loads(files["json"].read_text(encoding="utf-8")).get("caption", ""))
     # Width and height stand in a PNG's first chunk; figures are saved at 144 dots an inch.
     width, height = (int.from_bytes(png[start : start + 4], "big") for start in (16, 20))
-    return Picture(
+    return Filed(
         name=name,
         title=title,
         caption=caption,

@@ -138,6 +138,10 @@ def test_stability():
     assert none["jaccard"] == 0
     with pytest.raises(RunError, match="recorded at two steps"):
         analysis.clip_stability(demonstration[0])
+    # Another demonstration of the problem, which begins with the same token.
+    other = row("pp", [0.1, 0.1], step=40, ids=[0, 25], kept="11")
+    found = analysis.clip_stability(table(demonstration[0], other)).iloc[0]
+    assert (found["positions"], found["kept_a"], found["kept_b"]) == (1, 1, 1)
 
 
 def test_reward_by_prefix_entropy():

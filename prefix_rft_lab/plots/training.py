@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from prefix_rft_lab import rng, schedules, stats
 from prefix_rft_lab.config import ConfigError, RunConfig
+from prefix_rft_lab.entropy_analysis import nll_and_reward
 from prefix_rft_lab.plots.base import (
     COLUMN_LABELS,
     GREY,
@@ -48,7 +49,7 @@ from prefix_rft_lab.plots.base import (
     style_of,
     table_of,
 )
-from prefix_rft_lab.runs import Run
+from prefix_rft_lab.runs import Run, RunError
 from prefix_rft_lab.stats import Label
 
 # ---------------------------------------------------------------------- figures of single configs
@@ -531,20 +532,23 @@ def nll_against_reward(runs: Sequence[Run], *, label: Label | None = None) -> Ru
     All: validation score against NLL of the probed training demonstrations. Train-hard: both on the training problems
     that the base policy never solved.
     """
-    wanted = {
-        "All problems": ("demonstration_nll", "avg"),
-        "Train-hard": ("demonstration_nll_hard", "hard.avg"),
-    }
-    panels = {}
-    for name, (across, up) in wanted.items():
-        nll = {one.name: one for one in collect(runs, label, [("", across, "evaluations")], required=False)}
-        score = {one.name: one for one in collect(runs, label, [("", up, "evaluations")], required=False)}
-        both = {key: (nll[key], score[key]) for key in nll if key in score and nll[key].method != "base"}
-        if both:
-            panels[name] = both
-    if not panels:
+    parts = [
+        _imitation(run).assign(method=name, seed=run.seed)
+        for name, members in stats.group(runs, label).items()
+        for run in members
+        if run.method != "base"
+    ]
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    if table.empty:
         raise nothing_recorded(runs, "demonstration NLLs beside scores (demonstration_nll, avg)")
-    everyone = [pair[1] for pair in next(iter(panels.values())).values()]
+    panels = {
+        name: table[table["problems"] == key]
+        for key, name in (("all", "All problems"), ("train_hard", "Train-hard"))
+        if (table["problems"] == key).any()
+    }
+    scored = collect(runs, label, [("", "avg", "evaluations"), ("", "hard.avg", "evaluations")])
+    looks = {one.name: one for one in reversed(scored) if (table["method"] == one.name).any()}
+    everyone = list(reversed(looks.values()))
     handles = [
         *method_handles(everyone),
         Line2D([], [], ls="", marker="o", mfc="white", mec="black", label="before training"),
@@ -559,23 +563,22 @@ def nll_against_reward(runs: Sequence[Run], *, label: Label | None = None) -> Ru
         sharey=True,
     )
     k = k_of(runs)
-    rows = []
-    for axes, (name, both) in zip(grid[0], panels.items(), strict=True):
-        for nll_series, score_series in _pairs(both):
-            steps = nll_series.frame.index.intersection(score_series.frame.index)
-            x, y = nll_series.frame.loc[steps], score_series.frame.loc[steps]
+    for axes, (name, part) in zip(grid[0], panels.items(), strict=True):
+        for one in long_first(everyone):
+            own = part[part["method"] == one.name]
+            x, y = (own.pivot(index="global_step", columns="seed", values=column) for column in ("nll", "reward"))
             if len(x.columns) > 1:
                 for seed in x.columns:
-                    axes.plot(x[seed], y[seed], color=score_series.colour, lw=0.8, alpha=0.35)
+                    axes.plot(x[seed], y[seed], color=one.colour, lw=0.8, alpha=0.35)
             # Seeds that are still running would bend the mean: it ends where the first one ends.
             full = x.notna().all(axis=1) & y.notna().all(axis=1)
             mean_x, mean_y = x[full].mean(axis=1), y[full].mean(axis=1)
             axes.plot(
                 mean_x,
                 mean_y,
-                color=score_series.colour,
+                color=one.colour,
                 lw=1.8,
-                marker=score_series.marker,
+                marker=one.marker,
                 ms=4.5,
                 mec="white",
                 mew=0.5,
@@ -584,18 +587,6 @@ def nll_against_reward(runs: Sequence[Run], *, label: Label | None = None) -> Ru
                 axes.plot(
                     mean_x.iloc[:1], mean_y.iloc[:1], ls="", marker="o", mfc="white", mec="black", ms=6.5, zorder=5
                 )
-            rows += [
-                {
-                    "panel": name,
-                    "method": score_series.name,
-                    "seed": seed,
-                    "global_step": step,
-                    "demonstration_nll": x.loc[step, seed],
-                    "avg": y.loc[step, seed],
-                }
-                for seed in x.columns
-                for step in steps
-            ]
         axes.set_xscale("log")
         lowest, highest = axes.get_xlim()
         # 1, 2, 5 would run into each other over more than two decades.
@@ -610,8 +601,12 @@ def nll_against_reward(runs: Sequence[Run], *, label: Label | None = None) -> Ru
         f"avg@{k} against the token-mean NLL (nats, logarithmic) of training demonstrations, a point an evaluation, joined "
         f"in the order of training. {note_of(everyone, problems_of(runs))}.{stage_note(everyone, ticks=False)}"
     )
-    return finish(figure, pd.DataFrame(rows), caption)
+    return finish(figure, table.rename(columns={"nll": "demonstration_nll", "reward": "avg"}), caption)
 
 
-def _pairs(both: Mapping[str, tuple[Series, Series]]) -> list[tuple[Series, Series]]:
-    return sorted(both.values(), key=lambda pair: -len(pair[0].frame))
+def _imitation(run: Run) -> pd.DataFrame:
+    """:func:`entropy_analysis.nll_and_reward` of a run; empty where it recorded none."""
+    try:
+        return nll_and_reward(run.evaluations)
+    except RunError:
+        return pd.DataFrame()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
+import traitlets
 
 from prefix_rft_lab.plots import RunFigure
 
@@ -34,13 +35,35 @@ class Explorer(anywidget.AnyWidget):
         """What the view shows, as a figure for readers without it."""
         raise NotImplementedError
 
+    still: traitlets.List = traitlets.List([0, 0], help="size of the picture above the view, pixels").tag(sync=True)
+
+    def _ipython_display_(self) -> None:
+        """Show the picture, then the view, which hides it while it is alive.
+
+        A notebook front end asked for both at once shows "Loading widget..." where there is no kernel, and converters
+        that find the widget's state load its scripts from elsewhere; a picture of its own is there in any case.
+        """
+        from IPython.display import display
+
+        png, size = self._png()
+        self.still = [size["width"], size["height"]]
+        display({"image/png": png, "text/plain": "(picture of the view below)"}, metadata={"image/png": size}, raw=True)
+        view = super()._repr_mimebundle_()
+        if view is not None:
+            data, metadata = view if isinstance(view, tuple) else (view, {})
+            display({**data, "text/plain": self.summary()}, metadata=metadata, raw=True)
+
+    def _png(self) -> tuple[str, dict[str, Any]]:
+        """The picture in base64, and how it is shown: drawn larger, so that it stays sharp on dense screens."""
+        figure = self.picture()
+        width, height = (round(inches * 72) for inches in figure.get_size_inches())
+        return base64.b64encode(figure.png(dpi=110)).decode(), {"width": width, "height": height, "alt": figure.caption}
+
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """The live view, with a picture and a text for GitHub, converters and untrusted notebooks."""
+        """The live view with a picture and a text, in one output, for displays other than :func:`IPython.display.display`."""
         bundle = super()._repr_mimebundle_(**kwargs)
         if bundle is None:
             return None
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        figure = self.picture()
-        size = {"width": round(figure.get_figwidth() * 72), "alt": figure.caption}
-        data = {**data, "image/png": base64.b64encode(figure.png(dpi=110)).decode(), "text/plain": self.summary()}
-        return data, {**metadata, "image/png": size}
+        png, size = self._png()
+        return {**data, "image/png": png, "text/plain": self.summary()}, {**metadata, "image/png": size}

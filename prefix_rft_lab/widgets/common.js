@@ -104,6 +104,14 @@ function sender(model) {
   return send;
 }
 
+/** Hide the picture that Python displays above the view for readers without it; gives a function that shows it again. */
+function hideStill(el, [width, height]) {
+  const before = el.closest(".jp-OutputArea-child")?.previousElementSibling, image = before?.querySelector(".jp-RenderedImage img");
+  if (!image || image.width !== width || image.height !== height) return null;
+  before.style.display = "none";
+  return () => { before.style.display = ""; };
+}
+
 /** The card that an explorer lives in: follows JupyterLab's theme and its own width. */
 function explorer({ model, el, title, label, changed }) {
   const root = node("section", { class: "prefix-explorer", role: "group", "aria-label": label }, node("h3", {}, title));
@@ -114,7 +122,8 @@ function explorer({ model, el, title, label, changed }) {
   };
   const watch = new MutationObserver(() => requestAnimationFrame(theme));
   watch.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class"] });
-  const size = new ResizeObserver(() => theme());
+  let showStill = null;
+  const size = new ResizeObserver(() => { showStill ??= hideStill(el, model.get("still")); theme(); });
   size.observe(root);
   const handlers = [];
   return {
@@ -125,6 +134,7 @@ function explorer({ model, el, title, label, changed }) {
     dispose() {
       watch.disconnect();
       size.disconnect();
+      showStill?.();
       for (const [name, handler] of handlers) model.off(name, handler);
     },
   };
