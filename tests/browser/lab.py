@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from run_factory import write_run
 
-HOSTILE = "</script><img src=x onerror=\"window.hacked=1\"><b>bold</b>\x1b[31mred\u202egnp.exe"
+HOSTILE = '</script><img src=x onerror="window.hacked=1"><b>bold</b>\x1b[31mred\u202egnp.exe'
 """Markup, a terminal's escape, and a character that turns the reading order round."""
 
 READY = """async () => {
@@ -148,7 +148,9 @@ def write_runs(folder: Path) -> Path:
 def token_table(steps: int, tokens: int, *, seed: int = 0, run: str = "long") -> pd.DataFrame:
     """A table with every column, one rollout a step, with hostile, empty and half characters among its texts."""
     draws = np.random.default_rng(seed)
-    words = np.array([" the", " of", "\n", " 12", "+", "ing", " (x", "\ufffd", "", "你", " integral", "\t", HOSTILE], dtype=object)
+    words = np.array(
+        [" the", " of", "\n", " 12", "+", "ing", " (x", "\ufffd", "", "你", " integral", "\t", HOSTILE], dtype=object
+    )
     count = steps * tokens
     ids = draws.integers(0, len(words), count) * (draws.random(count) < 0.9)
     position = np.tile(np.arange(tokens), steps)
