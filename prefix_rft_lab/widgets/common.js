@@ -1,4 +1,5 @@
 // Shared by the explorers. Python puts this text before each widget's own: a stored widget's module stands alone.
+// Notebooks load the style sheets of all explorers together, so a widget's own rules must be more specific than common ones.
 // Model text is hostile text: it becomes a text node, an attribute's value or canvas glyphs, never markup.
 
 const OKABE_ITO = {
@@ -107,7 +108,7 @@ function sender(model) {
 /** Hide the picture that Python displays above the view for readers without it; gives a function that shows it again. */
 function hideStill(el, [width, height]) {
   const before = el.closest(".jp-OutputArea-child")?.previousElementSibling, image = before?.querySelector(".jp-RenderedImage img");
-  if (!image || image.width !== width || image.height !== height) return null;
+  if (!image || Number(image.getAttribute("width")) !== width || Number(image.getAttribute("height")) !== height) return null;
   before.style.display = "none";
   return () => { before.style.display = ""; };
 }
@@ -374,8 +375,8 @@ function tokenText({ label, tallest = 260, ask, look, describe, pick }) {
     for (let i = starts[row]; i < end; i++) if (x >= xs[i] && x < xs[i] + wide[i]) return i;
     return -1;
   }
-  function reveal() {
-    const top = (lines[cursor] ?? 0) * LINE;
+  function reveal(i = cursor) {
+    const top = (lines[Math.min(i, texts.length - 1)] ?? 0) * LINE;
     if (top < port.scrollTop) port.scrollTop = top;
     else if (top + LINE > port.scrollTop + port.clientHeight) port.scrollTop = top + LINE - port.clientHeight;
   }

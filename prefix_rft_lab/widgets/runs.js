@@ -146,7 +146,7 @@ function render({ model, el }) {
     const known = model.get("metrics").find(({ name }) => name === model.get("metric"));
     axes(context, theme, box, { x, y, xTicks: ticks(0, cache.last, 8), yTicks: ticks(cache.low, cache.high, 5), xName: "training step (of all stages)", yName: known?.title ?? model.get("metric") });
     context.save();
-    context.beginPath(); context.rect(box.left, box.top - 4, box.right - box.left + 8, box.bottom - box.top + 5); context.clip();
+    context.beginPath(); context.rect(box.left - 6, box.top - 4, box.right - box.left + 14, box.bottom - box.top + 5); context.clip();
     const zip = (steps, values) => steps.map((s, i) => [x(s), y(values[i])]);
     const litRun = model.get("runs").find((run) => run.id === lit);
     for (const group of cache.groups) {

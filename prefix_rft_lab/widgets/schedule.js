@@ -132,7 +132,7 @@ function render({ model, el }) {
     pick: (i, how) => { if (how === "cursor") cursor = i; hover = how === "hover" ? i : -1; ask(); },
   });
   const about = node("p", { class: "note readout" });
-  let cursor = 0, hover = -1, given = new Float64Array(0), shownTokens = null;
+  let cursor = 0, hover = -1, given = new Float64Array(0), shownTokens = null, shownLength = -1;
 
   // Controls of the schedule.
   const limits = {
@@ -377,6 +377,8 @@ function render({ model, el }) {
     which.show(demonstrations.indexOf(tokens));
     if (shownTokens !== tokens) { shownTokens = tokens; cursor = 0; text.tokens(tokens); }
     text.paint(theme, { cursor, seam: length });
+    // A long demonstration scrolls along, unless somebody is reading in it.
+    if (length !== shownLength && document.activeElement !== text.element) { shownLength = length; text.reveal(length); }
     const i = hover >= 0 ? hover : cursor;
     setText(about, `${describe(i).replace(/^t/, "T")}. Solid underline: always given; dashed: given or not; none: always the policy's. The bar marks a draw of ${ratio.toFixed(2)}: ${plural(length, "token")} given.`);
   }

@@ -109,7 +109,7 @@ function render({ model, el }) {
   // ---------------------------------------------------------------- one run
 
   function panel(side, index) {
-    let rollout = null, cursor = model.get("cursor"), hover = -1, shown = -1, reference = null;
+    let rollout = null, cursor = model.get("cursor"), hover = -1, shown = -1, reference = null, revealed = false;
     const many = sides.length > 1, suffix = many ? `, ${side.name}` : "";
     const head = node("p", { class: "note head" });
     const ribbon = drawing({ label: `Overview of the rollout${suffix}`, height: RIBBON });
@@ -183,7 +183,7 @@ function render({ model, el }) {
       }
       return out;
     }
-    const binBox = (width) => ({ left: 40, top: 6, right: width - 8, bottom: HISTOGRAM - 38 });
+    const binBox = (width) => ({ left: 50, top: 6, right: width - 8, bottom: HISTOGRAM - 38 });
     function paintHistogram() {
       const { width } = histogram.begin(), { context } = histogram, box = binBox(width);
       const all = counts(rollout.start, rollout.count), prefix = counts(rollout.start, rollout.count, (i) => data.kind(i) === 0);
@@ -191,7 +191,7 @@ function render({ model, el }) {
       const scaled = reference.map((value) => value * rollout.count);
       const top = Math.log10(Math.max(...all, ...scaled, 9) + 1) * 1.05;
       const x = (value) => box.left + ((box.right - box.left) * value) / scales.entropy, y = (count) => box.bottom - ((box.bottom - box.top) * Math.log10(count + 1)) / top;
-      axes(context, theme, box, { x, y, xTicks: ticks(0, scales.entropy, 5), yTicks: [0, 1, 10, 100, 1000].filter((tick) => Math.log10(tick + 1) <= top), xName: "entropy (nats)", yName: "tokens" });
+      axes(context, theme, box, { x, y, xTicks: ticks(0, scales.entropy, 5), yTicks: [0, 1, 10, 100, 1000].filter((tick, i) => Math.log10(tick + 1) <= top && (i !== 1 || y(0) - y(1) > 13)), xName: "entropy (nats)", yName: "tokens" });
       const wide = (box.right - box.left) / BINS;
       for (let bin = 0; bin < BINS; bin++) {
         context.fillStyle = rgb(theme.heats[Math.round(63 * Math.sqrt((bin + 0.5) / BINS))]);
@@ -268,6 +268,7 @@ function render({ model, el }) {
         if (rollout.score !== null) parts.push(`score ${number(rollout.score)}`);
         setText(head, parts.join(" · "));
         text.paint(theme, { cursor, spaces: model.get("spaces"), seam: seam() });
+        if (!revealed) { revealed = true; text.reveal(); }
         paintRibbon();
         if (data.columns.entropy) paintHistogram();
         paintInspector();

@@ -397,6 +397,8 @@ def _picture(frame: pd.DataFrame, *, title: str, note: str, prefix: int, highest
     axes = figure.add_axes((0.01, 0.42 / height, 0.98, (0.26 * lines) / height))
     axes.set(xlim=(0, _COLUMNS), ylim=(lines, 0))
     axes.axis("off")
+    # DejaVu Sans Mono advances by 0.602 of its size: a letter fills a column.
+    letters = 0.98 * 9 * 72 / _COLUMNS / 0.602
     colours = ScalarMappable(PowerNorm(0.5, 0, highest), _heat())
     for i in range(inside):
         (x, y), text, entropy = places[i], shown[i], frame["entropy"].iloc[i]
@@ -409,11 +411,7 @@ def _picture(frame: pd.DataFrame, *, title: str, note: str, prefix: int, highest
             axes.plot([x + 0.1, x + len(text) - 0.1], [y + 0.03] * 2, color="#595959", lw=1, ls=(0, (1.2, 1.2)))
         if i == prefix and prefix > 0:
             axes.plot([x, x], [y + 0.02, y + 0.92], color=plots.OKABE_ITO["vermilion"], lw=2.5)
-        for j, letter in enumerate(text):
-            axes.text(
-                x + j + 0.5, y + 0.49, letter, family="monospace", fontsize=8, color=ink, ha="center", va="center",
-                parse_math=False,
-            )  # fmt: skip
+        axes.text(x, y + 0.49, text, family="monospace", fontsize=letters, color=ink, va="center", parse_math=False)
     scale = figure.add_axes((0.01, 0.25 / height, 0.3, 0.1 / height))
     figure.colorbar(colours, cax=scale, orientation="horizontal")
     scale.tick_params(labelsize=7, length=2, pad=1)
