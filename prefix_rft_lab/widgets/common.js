@@ -181,16 +181,24 @@ function palette(root) {
 
 // ---------------------------------------------------------------------- canvas
 
+/** The element's inner width without asking for a layout, which in a notebook is one of the whole page. */
+function widthOf(element, changed = () => {}) {
+  let width = 0;
+  new ResizeObserver(([entry]) => { width = entry.contentRect.width; changed(); }).observe(element);
+  return () => width || element.clientWidth;
+}
+
 /** A canvas that follows its element's width and the screen's density. */
 function drawing({ label, height, className = "chart" }) {
   const canvas = node("canvas", { class: className, role: "img", "aria-label": label });
   const context = canvas.getContext("2d");
   canvas.style.height = `${height}px`;
+  const inner = widthOf(canvas);
   return {
     canvas, context,
     /** Clears; returns width and height in CSS pixels. */
     begin() {
-      const width = Math.max(canvas.clientWidth, 1), ratio = devicePixelRatio || 1;
+      const width = Math.max(inner(), 1), ratio = devicePixelRatio || 1;
       const tall = Number.parseFloat(canvas.style.height);
       if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(tall * ratio)) {
         canvas.width = Math.round(width * ratio);
@@ -340,13 +348,19 @@ function tokenText({ label, tallest = 260, ask, look, describe, pick }) {
   canvas.setAttribute("aria-hidden", "true");
   const sheet = node("div", { class: "sheet" }, canvas);
   const port = node("div", { class: "tokens", tabindex: 0, role: "slider", "aria-label": label, "aria-valuemin": 1 }, sheet);
-  const widths = new Map();
+  const widths = new Map(), shown = new Map(), inner = widthOf(port, ask);
+  let scrolled = 0;
   let texts = [], kinds = null, spaces = true, seam = -1, cursor = 0, hovered = -1, font = "", laidOut = "";
   let xs = new Float32Array(0), lines = new Uint32Array(0), wide = new Float32Array(0), starts = [0];
 
   const width = (text) => {
     let known = widths.get(text);
     if (known === undefined) widths.set(text, known = context.measureText(text).width + 2 * PAD);
+    return known;
+  };
+  const display = (text) => {
+    let known = shown.get(text);
+    if (known === undefined) shown.set(text, known = visible(text, spaces));
     return known;
   };
   function layout(room) {
@@ -356,7 +370,7 @@ function tokenText({ label, tallest = 260, ask, look, describe, pick }) {
     let x = 0, row = 0;
     const next = (i) => { x = 0; row += 1; starts.push(i); };
     for (let i = 0; i < count; i++) {
-      const w = Math.min(width(visible(texts[i], spaces)), room);
+      const w = Math.min(width(display(texts[i])), room);
       if (x > 0 && x + w > room) next(i);
       xs[i] = x; wide[i] = w; lines[i] = row;
       x += w;
@@ -403,7 +417,8 @@ function tokenText({ label, tallest = 260, ask, look, describe, pick }) {
   port.addEventListener("pointermove", (event) => { const i = inside(event); if (i !== hovered) { hovered = i; pick(i, "hover"); } });
   port.addEventListener("pointerleave", () => { if (hovered !== -1) { hovered = -1; pick(-1, "hover"); } });
   port.addEventListener("click", (event) => { const i = inside(event); if (i >= 0) { hovered = -1; pick(i, "cursor"); } });
-  for (const name of ["scroll", "focus", "blur"]) port.addEventListener(name, ask);
+  port.addEventListener("scroll", () => { scrolled = port.scrollTop; ask(); });
+  for (const name of ["focus", "blur"]) port.addEventListener(name, ask);
 
   return {
     element: port,
@@ -413,8 +428,8 @@ function tokenText({ label, tallest = 260, ask, look, describe, pick }) {
     paint(theme, { cursor: newCursor, spaces: newSpaces = true, seam: newSeam = -1 }) {
       cursor = Math.min(Math.max(newCursor, 0), Math.max(texts.length - 1, 0));
       seam = newSeam;
-      if (spaces !== newSpaces) { spaces = newSpaces; laidOut = ""; }
-      const wanted = `${GLYPH}px ${theme.code}`, room = Math.max(port.clientWidth - 4, 40);
+      if (spaces !== newSpaces) { spaces = newSpaces; shown.clear(); laidOut = ""; }
+      const wanted = `${GLYPH}px ${theme.code}`, room = Math.max(inner() - 4, 40);
       if (font !== wanted) { font = wanted; widths.clear(); laidOut = ""; }
       context.font = font;
       if (laidOut !== String(room)) {
@@ -429,14 +444,14 @@ function tokenText({ label, tallest = 260, ask, look, describe, pick }) {
       context.font = font;
       context.textBaseline = "middle";
       context.textAlign = "left";
-      const top = port.scrollTop, first = Math.max(Math.floor(top / LINE), 0);
+      const top = scrolled, first = Math.max(Math.floor(top / LINE), 0);
       const last = Math.min(Math.ceil((top + height) / LINE), starts.length);
       const focused = document.activeElement === port || port.getRootNode().activeElement === port;
       for (let i = starts[first] ?? 0, end = starts[last] ?? texts.length; i < end; i++) {
         const x = xs[i], y = lines[i] * LINE - top, w = wide[i], { fill, bar = 0, dash = false, ring = false } = look(i);
         if (fill) { context.fillStyle = rgb(fill); context.fillRect(x + 0.5, y + 4, w - 1, 17); }
         context.fillStyle = fill ? inkOn(fill) : theme.ink;
-        context.fillText(visible(texts[i], spaces), x + PAD, y + 13, w - 2 * PAD + 0.5);
+        context.fillText(display(texts[i]), x + PAD, y + 13, w - 2 * PAD + 0.5);
         if (bar > 0) {
           // The same value once more as a bar: colour never carries it alone.
           const thick = 1 + 3 * Math.min(bar, 1);

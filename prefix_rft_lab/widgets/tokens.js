@@ -248,7 +248,7 @@ function render({ model, el }) {
     return {
       element,
       move(i) { if (rollout) cursor = Math.min(i, rollout.count - 1); },
-      get outlined() { if (!rollout) return [0, 0]; const limit = model.get("threshold"); let n = 0; for (let i = 0; i < rollout.count; i++) n += limit >= 0 && data.columns.entropy(rollout.start + i) >= limit; return [n, rollout.count]; },
+      get outlined() { if (!rollout || model.get("threshold") < 0) return [0, 0]; const limit = model.get("threshold"); let n = 0; for (let i = 0; i < rollout.count; i++) n += limit >= 0 && data.columns.entropy(rollout.start + i) >= limit; return [n, rollout.count]; },
       paint(chosen, why) {
         setText(empty, why);
         empty.hidden = why === "";
@@ -291,11 +291,9 @@ function render({ model, el }) {
   }
 
   function paintLegend(name) {
-    const key = `${name} ${theme.dark} ${legend.canvas.clientWidth}`;
-    if (key === legendFor) return;
-    legendFor = key;
-    const { context } = legend, one = layers[name];
-    legend.begin();
+    if (name === legendFor) return;
+    legendFor = name;
+    const { context } = legend, one = layers[name], { width } = legend.begin();
     context.font = `11px ${theme.ui}`;
     context.textBaseline = "top";
     const write = (text, x, align = "center") => { context.textAlign = align; context.fillStyle = theme.muted; context.fillText(text, x, 20); };
@@ -312,7 +310,7 @@ function render({ model, el }) {
       });
       context.fillText("no colour: not a prefix token, the clip does not concern it", 380, 10);
     } else {
-      const wide = Math.min(320, legend.canvas.clientWidth - 190), step = 3;
+      const wide = Math.min(320, width - 190), step = 3;
       for (let px = 0; px < wide; px += step) {
         const place = one.low + ((one.high - one.low) * (px + step / 2)) / wide, value = name === "ratio" ? 2 ** place : place;
         const { fill, bar, dash } = one.look(value, theme);
@@ -374,7 +372,7 @@ function render({ model, el }) {
     }
   }
 
-  const follow = () => { for (const one of panels) one.move(model.get("cursor")); ask(); };
+  const follow = () => { for (const one of aligned ? panels : panels.slice(0, 1)) one.move(model.get("cursor")); ask(); };
   view.on(["step", "problem", "row", "layer", "spaces", "threshold"], ask);
   view.on(["cursor"], follow);
   ask();

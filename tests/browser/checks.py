@@ -6,7 +6,7 @@ from typing import Any
 
 _NAMELESS = """() => [...document.querySelectorAll(".prefix-explorer")].flatMap((root) =>
   [...root.querySelectorAll("input, select, button, textarea, summary, [tabindex]")]
-    .filter((e) => !(e.getAttribute("aria-label") ?? e.innerText ?? "").trim() || e.getAttribute("data-lm-suppress-shortcuts") !== "true")
+    .filter((e) => !(e.getAttribute("aria-label") ?? (e.labels?.length ? e.labels[0] : e).textContent).trim() || e.getAttribute("data-lm-suppress-shortcuts") !== "true")
     .map((e) => e.outerHTML.slice(0, 120)))"""
 
 _FAINT = """() => {

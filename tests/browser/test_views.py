@@ -121,7 +121,7 @@ def test_copied_text_makes_the_same_config(page):
     page.get_by_role("radio", name="command line").check()
     settle(page)
     args = parser().parse_args(["train", *text.input_value().split()])
-    assert args.set == ["prefix.schedule=linear", "prefix.low=0.125", "prefix.decay_steps=60"]
+    assert args.changes == ["prefix.schedule=linear", "prefix.low=0.125", "prefix.decay_steps=60"]
     page.get_by_role("radio", name="Python").check()
     settle(page)
     assert eval(text.input_value(), {"config": CONFIG}) == edited
