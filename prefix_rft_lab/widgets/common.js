@@ -123,8 +123,12 @@ function explorer({ model, el, title, label, changed }) {
   };
   const watch = new MutationObserver(() => requestAnimationFrame(theme));
   watch.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class"] });
-  let showStill = null;
-  const size = new ResizeObserver(() => { showStill ??= hideStill(el, model.get("still")); theme(); });
+  let showStill = null, width = -1;
+  const size = new ResizeObserver(([{ contentRect }]) => {
+    showStill ??= hideStill(el, model.get("still"));
+    // A text that takes another line changes the height alone.
+    if (contentRect.width !== width) { width = contentRect.width; theme(); }
+  });
   size.observe(root);
   const handlers = [];
   return {
@@ -209,6 +213,13 @@ function drawing({ label, height, className = "chart" }) {
       return { width, height: tall };
     },
   };
+}
+
+/** A canvas under a chart for what a step does not change: copying it every frame would cost more than it saves. */
+function layer(height) {
+  const canvas = node("canvas", { class: "still", "aria-hidden": "true" });
+  canvas.style.height = `${height}px`;
+  return { canvas, context: canvas.getContext("2d") };
 }
 
 function line(context, points, { colour, width = 1, dash = [] }) {
