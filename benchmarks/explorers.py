@@ -60,7 +60,9 @@ def alone(browser: Browser, args: argparse.Namespace) -> None:
         report("own page", name, scrub(page, name, count=args.steps, rounds=args.rounds))
         page.close()
     page = browser.new_page()
-    print(f"{'own page':11s} {'empty page':18s} frames missed {100 * min(idle(page, args.steps) for _ in range(args.rounds)):4.1f}%")
+    print(
+        f"{'own page':11s} {'empty page':18s} frames missed {100 * min(idle(page, args.steps) for _ in range(args.rounds)):4.1f}%"
+    )
     page.close()
 
 

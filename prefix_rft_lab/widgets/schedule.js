@@ -182,7 +182,8 @@ function render({ model, el }) {
   }
   function edit(values) {
     send(values);
-    dirty = true;
+    // A step is not an edit: the chart stays as it is.
+    dirty ||= FIELDS.some((name) => name in values);
     ask();
   }
 
