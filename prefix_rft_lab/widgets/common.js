@@ -471,7 +471,7 @@ function tokenText({ label, tallest = 260, ask, look, describe, pick }) {
         }
         if (kinds && DASHES[kinds[i]].length) line(context, [[x + 0.5, y + 2.5], [x + w - 0.5, y + 2.5]], { colour: theme.muted, width: 1.25, dash: DASHES[kinds[i]] });
         if (ring) { context.strokeStyle = theme.ink; context.lineWidth = 1; context.strokeRect(x + 1, y + 4.5, w - 2, 16); }
-        if (i === seam) { context.fillStyle = theme.mark; context.fillRect(x - 1.5, y + 1, 3, 24); context.fillRect(x - 1.5, y + 1, 8, 3); }
+        if (i === seam) { context.fillStyle = theme.mark; const left = Math.max(x - 1.5, 0); context.fillRect(left, y + 1, 3, 24); context.fillRect(left, y + 1, 8, 3); }
         if (i === hovered || i === cursor) {
           context.strokeStyle = i === hovered ? theme.ink : theme.accent;
           context.lineWidth = i === cursor && focused ? 2.5 : 1.5;

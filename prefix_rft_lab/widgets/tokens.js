@@ -361,8 +361,10 @@ function render({ model, el }) {
       row.options(rows.map((one) => [one.row, `${one.row} · ${one.prefix === 0 ? "plain" : one.prefix === one.count ? "demonstration" : "hybrid"}${one.score === null ? "" : ` · score ${number(one.score)}`}`]));
       row.show(lead.row);
     }
-    const others = chosen.flatMap(({ rollout }, side) => (rollout && problems[rollout.problem] !== model.get("problem")
-      ? [`${sides[side].name} did not record ${model.get("problem")} at step ${steps[now]}; ${problems[rollout.problem]} is shown.`] : []));
+    // Without a choice of a problem, the first run leads and the other one is expected to follow.
+    const expected = model.get("problem") || (chosen[0].rollout ? wanted : "");
+    const others = chosen.flatMap(({ rollout }, side) => (rollout && expected && problems[rollout.problem] !== expected
+      ? [`${sides[side].name} did not record ${expected} at step ${steps[now]}; ${problems[rollout.problem]} is shown.`] : []));
     setText(note, [model.get("note"), ...others].filter(Boolean).join(" "));
     paintLegend(name);
     panels.forEach((one, side) => one.paint(chosen[side].rollout, chosen[side].why));
