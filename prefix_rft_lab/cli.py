@@ -117,6 +117,30 @@ def parser() -> argparse.ArgumentParser:
             "prefix-rft evaluate --model tiny --split ood --k 8",
             "prefix-rft evaluate --model runs/tiny/prefix_rft-1234-s0 --out evaluation.parquet",
             "prefix-rft evaluate --model path/to/model --problems mine.jsonl --limit 100",
+            "prefix-rft evaluate --model path/to/model --benchmark paper --temperature 0.6 --out benchmarks/model",
+            "prefix-rft evaluate --model path/to/model --benchmark aime24,math500 --benchmark-dir data --k 64",
+        )
+    )
+    _add_data(
+        add(
+            "data",
+            _data,
+            "Look at a set of problems: what it holds, what is left out, and why.\n"
+            "Reads it as a training would: the same fields of the config choose columns, demonstrations and test sets.",
+            "prefix-rft data inspect math_train.jsonl --test-set math500.jsonl",
+            "prefix-rft data inspect open-r1/OpenR1-Math-220k --rows 1000 --set data.demonstrations=shortest",
+            "prefix-rft data inspect mine.csv --column problem=question --column answer=gold --model models/smollm2-135m",
+        )
+    )
+    _add_grading(
+        add(
+            "grading",
+            _grading,
+            "Grade the solutions of real problems: how right is the grading?\n"
+            "Each row's own solution, given as the response, should be graded correct, and the solution of another problem of\n"
+            "the same type with another answer wrong. Prints both rates and every failure; exit status 1 below --least.",
+            "prefix-rft grading math_train.jsonl gsm8k_train.jsonl",
+            "prefix-rft grading mine.csv --column answer=gold --limit 500 --out grading.json",
         )
     )
     _add_tokens(
@@ -179,7 +203,9 @@ def _add_train(sub: argparse.ArgumentParser) -> None:
     seeds.add_argument("--seed", type=int, metavar="N", help="seed of the run (default: the config's)")
     seeds.add_argument("--seeds", metavar="N,N", help="several seeds, one run each")
     sub.add_argument("--model", metavar="DIR", help="policy to start from: tiny, a directory, or a Hub name")
-    sub.add_argument("--problems", metavar="FILE", help="JSONL or parquet file of problems, or chains")
+    sub.add_argument(
+        "--problems", metavar="FILE", help="JSONL, parquet or CSV file, or Hub name, of problems, or chains"
+    )
     sub.add_argument("--steps", type=int, metavar="N", help="optimizer steps of each stage of the method")
     sub.add_argument("--out", default="runs", help="folder of all runs (default %(default)s)")
     _add_set(sub)
@@ -194,17 +220,72 @@ def _add_evaluate(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--preset", help="config for lengths and instruction: tiny or smol (default tiny; a run has its own)"
     )
-    sub.add_argument("--problems", metavar="FILE", help="JSONL or parquet file, or chains (default: the config's)")
+    sub.add_argument(
+        "--problems", metavar="FILE", help="JSONL, parquet or CSV file, Hub name, or chains (default: the config's)"
+    )
     sub.add_argument(
         "--split", help="test, validation, train, ood (chains), or all of a file (default test; of a new file all)"
     )
-    sub.add_argument("--k", type=int, help="samples of each problem (default: the config's evaluation.k)")
+    sub.add_argument(
+        "--benchmark",
+        metavar="NAMES",
+        help="aime24, aime25, amc23, math500, minerva, olympiadbench, gsm8k, or paper for the first six; by commas, each "
+        "also NAME=FILE",
+    )
+    sub.add_argument("--benchmark-dir", metavar="DIR", help="folder of benchmark files (default: the Hub)")
+    sub.add_argument(
+        "--k", type=int, help="samples of each problem (default: the config's evaluation.k, or the benchmark's)"
+    )
     sub.add_argument("--temperature", type=float, help="sampling temperature (default: the config's)")
     sub.add_argument("--limit", type=int, metavar="N", help="only the first N problems")
     sub.add_argument(
-        "--out", metavar="FILE.parquet", help="write a row a problem here and the summary beside it as .json"
+        "--out",
+        metavar="FILE.parquet",
+        help="write a row a problem here and the summary beside it as .json; a folder with --benchmark; an interrupted "
+        "evaluation goes on where it stopped",
     )
     _add_set(sub)
+
+
+def _add_data(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("what", choices=["inspect"], help="inspect: read, count and check")
+    sub.add_argument("source", metavar="FILE", help="JSONL, parquet or CSV file, or Hub name")
+    _add_columns(sub)
+    sub.add_argument("--rows", type=int, metavar="N", help="only the first N rows")
+    sub.add_argument(
+        "--test-set", action="append", metavar="FILE", help="leave out problems that are in this one; may be repeated"
+    )
+    sub.add_argument("--preset", default="tiny", help="where the config starts (default %(default)s)")
+    sub.add_argument("--model", metavar="DIR", help="count tokens with this model's tokenizer")
+    sub.add_argument("--quick", action="store_true", help="do not read the answers and grade the demonstrations")
+    sub.add_argument("--out", metavar="FILE.json", help="write what was found here")
+    _add_set(sub)
+
+
+def _add_grading(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "sources", nargs="+", metavar="FILE", help="JSONL, parquet or CSV file, or Hub name, with solutions"
+    )
+    _add_columns(sub)
+    sub.add_argument("--limit", type=int, metavar="N", help="only the first N rows of each")
+    sub.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the other problems (default %(default)s)"
+    )
+    sub.add_argument(
+        "--least", type=float, default=0.9995, metavar="RATE", help="rate that both must reach (default %(default)s)"
+    )
+    sub.add_argument("--out", metavar="FILE.json", help="write figures and all failures here")
+
+
+def _add_columns(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="FIELD=NAME",
+        dest="columns",
+        help="the file's own name for problem, answer, demonstration, id or level; may be repeated",
+    )
 
 
 def _add_tokens(sub: argparse.ArgumentParser) -> None:
@@ -216,7 +297,9 @@ def _add_tokens(sub: argparse.ArgumentParser) -> None:
         help="tiny, a directory, a Hub name, or a finished run; repeat it for checkpoints of one model",
     )
     sub.add_argument(
-        "--problems", metavar="FILE", help="JSONL or parquet file, or chains (default: the run's, or chains)"
+        "--problems",
+        metavar="FILE",
+        help="JSONL, parquet or CSV file, Hub name, or chains (default: the run's, or chains)",
     )
     sub.add_argument("--split", help="as in evaluate (default: test of chains and of a run's own file, else all)")
     sub.add_argument(
@@ -444,9 +527,13 @@ def comparison(runs: Sequence[Run]) -> str:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from prefix_rft_lab.config import preset
+    from prefix_rft_lab.config import ConfigError, preset
     from prefix_rft_lab.evaluation_run import config_for, default_split, evaluate_policy, format_summary
 
+    if args.benchmark:
+        return _evaluate_benchmarks(args)
+    if args.benchmark_dir:
+        raise ConfigError("--benchmark-dir needs --benchmark, e.g. --benchmark paper")
     changes = {
         field: value
         for field, value in (
@@ -458,18 +545,125 @@ def _evaluate(args: argparse.Namespace) -> int:
     }
     base = preset(args.preset) if args.preset else None
     config = config_for(args.model, base=base, changes={**changes, **changes_of(args.changes)})
-    from prefix_rft_lab.pool import quiet
+    from prefix_rft_lab.pool import Status, quiet
 
     quiet()
     split = args.split or default_split(args.model, config)
-    found = evaluate_policy(config, split=split, limit=args.limit, out=args.out)
+    with Status(None) as status:
+        found = evaluate_policy(config, split=split, limit=args.limit, out=args.out, progress=status.update)
     print(f"{args.model} on {split} of {config.data.problems}, temperature {config.evaluation.temperature:g}")
     for reason, count in found.dropped.items():
         print(f"left out: {count} x {reason}")
+    if found.unread:
+        print(f"{len(found.unread)} gold answers only an equal text can match ({', '.join(found.unread)})")
     print(format_summary(found.summary))
     for path in found.paths:
         print(f"written {path}")
     return 0
+
+
+def columns_of(pairs: Sequence[str]) -> dict[str, str]:
+    """Field and column names of ``field=name`` pairs.
+
+    Raises:
+        ConfigError: a pair without ``=``.
+    """
+    from prefix_rft_lab.config import ConfigError
+
+    found = {}
+    for pair in pairs:
+        field, equals, name = pair.partition("=")
+        if not equals or not field or not name:
+            raise ConfigError(
+                f"--column {pair!r} is not understood; write --column field=name, e.g. --column answer=gold"
+            )
+        found[field] = name
+    return found
+
+
+def _evaluate_benchmarks(args: argparse.Namespace) -> int:
+    from prefix_rft_lab.config import ConfigError, preset
+    from prefix_rft_lab.evaluation_run import Evaluation, config_for, evaluate_benchmarks, format_benchmarks
+    from prefix_rft_lab.pool import Status, quiet
+    from prefix_rft_lab.tasks.benchmarks import locate
+
+    if args.problems or args.split:
+        raise ConfigError("--benchmark brings its own problems; leave out --problems and --split")
+    if args.k is not None and args.k < 1:
+        raise ConfigError(f"--k {args.k} samples nothing; give at least 1")
+    changes = {} if args.temperature is None else {"evaluation.temperature": args.temperature}
+    base = preset(args.preset) if args.preset else None
+    config = config_for(args.model, base=base, changes={**changes, **changes_of(args.changes)})
+    sources = locate(args.benchmark, args.benchmark_dir)
+
+    def report(found: Evaluation) -> None:
+        for reason, count in found.dropped.items():
+            print(f"{found.split}: left out {count} x {reason}")
+        if found.unread:
+            print(
+                f"{found.split}: {len(found.unread)} gold answers only an equal text can match ({', '.join(found.unread)})"
+            )
+        for path in found.paths:
+            print(f"written {path}", flush=True)
+
+    quiet()
+    with Status(None) as status:
+        found = evaluate_benchmarks(
+            config, sources, k=args.k, limit=args.limit, out=args.out, report=report, progress=status.update
+        )
+    print(f"{args.model}, temperature {config.evaluation.temperature:g}")
+    print(format_benchmarks(found))
+    return 0
+
+
+def _data(args: argparse.Namespace) -> int:
+    from prefix_rft_lab.config import preset
+    from prefix_rft_lab.pool import Status, quiet
+    from prefix_rft_lab.runs import write_json
+    from prefix_rft_lab.tasks.inspection import format_inspection, inspect
+
+    changes = {"data.problems": args.source, "data.columns": columns_of(args.columns), "data.max_rows": args.rows}
+    if args.test_set:
+        changes["data.test_sets"] = args.test_set
+    config = preset(args.preset).replace(**{**changes, **changes_of(args.changes)})
+    tokenizer = None
+    if args.model is not None:
+        from prefix_rft_lab.policy import load_tokenizer
+
+        quiet()
+        tokenizer = load_tokenizer(config.replace(**{"model.path": args.model}))
+    with Status(None) as status:
+        found = inspect(config, tokenizer=tokenizer, verify=not args.quick, progress=status.update)
+    print(format_inspection(found))
+    if args.out:
+        write_json(Path(args.out), found.to_dict())
+        print(f"\nwritten {args.out}")
+    return 0
+
+
+def _grading(args: argparse.Namespace) -> int:
+    from prefix_rft_lab.config import ConfigError
+    from prefix_rft_lab.grading import format_gradings, grade
+    from prefix_rft_lab.pool import Status
+    from prefix_rft_lab.runs import write_json
+
+    if args.limit is not None and args.limit < 1:
+        raise ConfigError(f"--limit {args.limit} leaves no row; give at least 1")
+    if not 0 <= args.least <= 1:
+        raise ConfigError(f"--least {args.least:g} is no rate; give a number from 0 to 1")
+    found = []
+    columns = columns_of(args.columns)
+    for source in args.sources:
+        with Status(None) as status:
+            found.append(grade(source, columns, seed=args.seed, limit=args.limit, progress=status.update))
+    print(format_gradings(found))
+    if args.out:
+        write_json(Path(args.out), [grading.to_dict() for grading in found])
+        print(f"\nwritten {args.out}")
+    low = [grading.source for grading in found if not grading.passes(args.least)]
+    if low:
+        print(f"\nbelow {args.least:.2%}: {', '.join(low)}")
+    return 1 if low else 0
 
 
 def _tokens(args: argparse.Namespace) -> int:

@@ -210,9 +210,21 @@ class DataConfig(_Section):
     """Where the problems and the demonstrations come from."""
 
     problems: str = "chains"
-    """``chains`` (the embedded world) or the path of a JSONL or parquet file with columns problem, answer, solution."""
+    """``chains`` (the embedded world), the path of a JSONL, parquet or CSV file with columns problem, answer, solution, or
+    a data set on the Hub: ``owner/name``, ``owner/name:config`` or ``owner/name:config:split``."""
     columns: dict[str, str] = Field(default_factory=dict)
     """For files: maps ``id``, ``problem``, ``answer``, ``demonstration``, ``level`` to the file's own column names."""
+    max_rows: int | None = Field(None, ge=1)
+    """Rows read of the source at most; None reads all."""
+    test_sets: tuple[str, ...] = ()
+    """Files or Hub names whose problems are left out of ``problems``, so that no test problem is trained on."""
+    demonstrations: Literal["first", "shortest", "random", "all"] = "first"
+    """Which of several demonstrations of a problem are used; ``shortest`` counts characters."""
+    unverified: bool = False
+    """Whether demonstrations that the data set does not call verified are used too."""
+    max_demonstration_characters: int | None = Field(None, ge=1)
+    """Longer demonstrations are left out before one is chosen; None leaves none out. (Tokens are limited by
+    rollout.max_response_tokens, after the choice.)"""
     train_problems: int = Field(1024, ge=1)
     """Training problems taken from the source (the first ones in its own order)."""
     eval_problems: int = Field(256, ge=1)

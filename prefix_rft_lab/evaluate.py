@@ -109,6 +109,23 @@ def sample_scores(
     return pd.DataFrame(rows)
 
 
+def pass_curve(table: pd.DataFrame) -> pd.DataFrame:
+    """Unbiased pass@k at k = 1, 2, 4, ... and the number of samples, with 95% intervals over problems.
+
+    Args:
+        table: from :func:`sample_scores`; all rows share one number of samples.
+
+    Returns:
+        one row a k: k, mean, low, high, problems.
+    """
+    n = int(table["k"].iloc[0])
+    ks = sorted({min(2**power, n) for power in range(n.bit_length() + 1)})
+    intervals = {k: bootstrap([pass_at_k(n, int(c), k) for c in table["correct"]]) for k in ks}
+    return pd.DataFrame(
+        [{"k": k, "mean": i.mean, "low": i.low, "high": i.high, "problems": i.n} for k, i in intervals.items()]
+    )
+
+
 def summarise(table: pd.DataFrame, *, by_level: bool = True) -> dict[str, Any]:
     """avg@k, pass@k and greedy pass@1 with intervals over problems, overall and by level, as plain values.
 

@@ -6,16 +6,18 @@ summary again, and two policies are compared on the same keys.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from prefix_rft_lab.config import ConfigError, RunConfig, preset
-from prefix_rft_lab.runs import Run, environment, write_json, write_table
-from prefix_rft_lab.types import Problem
+from prefix_rft_lab.runs import Run, append_line, environment, read_lines, write_json, write_table, write_text
+from prefix_rft_lab.types import EncodedProblem, Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,8 @@ class Evaluation:
     """Problems or demonstrations left out, by reason."""
     paths: tuple[Path, ...]
     """The files written."""
+    unread: tuple[str, ...] = ()
+    """Ids of problems whose gold answer math-verify cannot read, so that only an equal text is right (of files only)."""
 
 
 def config_for(model: str, *, base: RunConfig | None = None, changes: Mapping[str, Any] | None = None) -> RunConfig:
@@ -73,7 +77,12 @@ def default_split(model: str, config: RunConfig) -> str:
 
 
 def evaluate_policy(
-    config: RunConfig, *, split: str = "test", limit: int | None = None, out: str | Path | None = None
+    config: RunConfig,
+    *,
+    split: str = "test",
+    limit: int | None = None,
+    out: str | Path | None = None,
+    progress: Callable[[int, str], None] | None = None,
 ) -> Evaluation:
     """Sample every problem of a split ``evaluation.k`` times and once greedily, and score the answers.
 
@@ -82,55 +91,229 @@ def evaluate_policy(
         split: ``test``, ``validation``, ``train`` or (embedded world) ``ood``, or ``all``: every row of a file, with none
             held out; see :func:`default_split`.
         limit: only the first so many problems.
-        out: a ``.parquet`` file for the table; the summary goes beside it as ``.json``.
+        out: a ``.parquet`` file for the table; the summary goes beside it as ``.json``. While it is sampled, each full batch
+            is kept in a hidden file beside it, so that an interrupted evaluation goes on where it stopped.
+        progress: called with (problems done, a line that says so) before each batch.
 
     Raises:
         ConfigError: problems, split, model or ``out`` that cannot be used; nothing was generated.
         RunError: the disk is full.
     """
-    import torch
-
-    from prefix_rft_lab.evaluate import sample_scores, summarise
-    from prefix_rft_lab.generation import TransformersEngine
-    from prefix_rft_lab.policy import autocast_dtype, load_policy
-    from prefix_rft_lab.rewards import Verifier
-    from prefix_rft_lab.tokens import encode_problems
-
     if out is not None and Path(out).suffix != ".parquet":
         raise ConfigError(f"out = {str(out)!r} does not end in .parquet; the summary is written beside it as .json")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit = {limit} leaves no problem; give at least 1")
-    torch.set_num_threads(config.threads)
     problems, dropped = problems_of(config, split)
-    model, tokenizer = load_policy(config)
-    encoded, reasons = encode_problems(tokenizer, problems[:limit], config)
-    dropped = {**dropped, **{reason: n for reason, n in reasons.items() if not reason.startswith("demonstration")}}
-    if not encoded:
-        raise ConfigError(
-            f"data.problems = {config.data.problems!r} leaves no problem ({dropped}); raise rollout.max_prompt_tokens"
-        )
-    engine = TransformersEngine(
-        model,
-        eos_id=int(tokenizer.eos_token_id),
-        max_batch_rows=config.rollout.max_batch_rows,
-        autocast=autocast_dtype(config),
-    )
-    with Verifier() as verifier:
-        table = sample_scores(
-            engine,
-            encoded,
-            lambda responses, golds: verifier.score_all(
-                [tokenizer.decode(list(ids), skip_special_tokens=True) for ids in responses], golds
-            ),
-            k=config.evaluation.k,
-            max_tokens=config.rollout.max_response_tokens,
-            temperature=config.evaluation.temperature,
-            seed=config.data.seed,
+    with _Sampler(config, progress) as sampler:
+        return sampler.evaluate(
+            config,
+            problems[:limit],
+            dropped,
+            split=split,
             purpose=f"final/{split}",
+            out=None if out is None else Path(out),
         )
-    summary = summarise(table)
-    paths = () if out is None else _write(Path(out), config, split, table, summary, dropped)
-    return Evaluation(config=config, split=split, table=table, summary=summary, dropped=dropped, paths=paths)
+
+
+def evaluate_benchmarks(
+    config: RunConfig,
+    sources: Mapping[str, str],
+    *,
+    k: int | None = None,
+    limit: int | None = None,
+    out: str | Path | None = None,
+    report: Callable[[Evaluation], None] | None = None,
+    progress: Callable[[int, str], None] | None = None,
+) -> list[Evaluation]:
+    """Evaluate one policy on several benchmarks.
+
+    Args:
+        config: policy, lengths, temperature; see :func:`config_for`.
+        sources: name of a benchmark -> file or Hub name; see :func:`prefix_rft_lab.tasks.benchmarks.locate`.
+        k: samples of each problem; each benchmark's own number by default.
+        limit: only the first so many problems of each.
+        out: a folder; every benchmark gets ``<name>.parquet`` and ``<name>.json``. One that is already there from the same
+            policy, settings, problems and code is not sampled again, and an interrupted one goes on.
+        report: called with each evaluation when it is done.
+        progress: as :func:`evaluate_policy`.
+
+    Raises:
+        ConfigError: a source, model or ``out`` that cannot be used; nothing was generated.
+        RunError: the disk is full.
+    """
+    from prefix_rft_lab.tasks.benchmarks import BENCHMARKS
+    from prefix_rft_lab.tasks.sources import read_problems
+
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit = {limit} leaves no problem; give at least 1")
+    if out is not None and Path(out).is_file():
+        raise ConfigError(f"out = {str(out)!r} is a file; benchmarks are written into a folder")
+    todo = []
+    # All are read before anything is sampled: a wrong name must not come to light after hours.
+    for name, source in sources.items():
+        own = config.replace(
+            **{
+                "data.problems": source,
+                "data.columns": {},
+                "data.test_sets": [],
+                "data.max_rows": None,
+                "evaluation.k": k or BENCHMARKS[name].k,
+            }
+        )
+        problems, left_out = read_problems(own.data)
+        todo.append((name, own, [replace(problem, split=name) for problem in problems[:limit]], left_out))
+    found = []
+    with _Sampler(config, progress) as sampler:
+        for name, own, problems, dropped in todo:
+            path = None if out is None else Path(out) / f"{name}.parquet"
+            purpose = f"benchmark/{name}"
+            done = sampler.evaluate(own, problems, dropped, split=name, purpose=purpose, out=path, again=False)
+            found.append(done)
+            if report is not None:
+                report(done)
+    return found
+
+
+class _Sampler:
+    """One policy and one verifier, for one evaluation or several."""
+
+    def __init__(self, config: RunConfig, progress: Callable[[int, str], None] | None) -> None:
+        import torch
+
+        from prefix_rft_lab.generation import TransformersEngine
+        from prefix_rft_lab.policy import autocast_dtype, load_policy
+        from prefix_rft_lab.rewards import Verifier
+
+        torch.set_num_threads(config.threads)
+        model, self.tokenizer = load_policy(config)
+        self.engine = TransformersEngine(
+            model,
+            eos_id=int(self.tokenizer.eos_token_id),
+            max_batch_rows=config.rollout.max_batch_rows,
+            autocast=autocast_dtype(config),
+        )
+        self.verifier = Verifier()
+        self.progress = progress
+
+    def __enter__(self) -> _Sampler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.verifier.close()
+
+    def score(self, responses: Sequence[list[int]], golds: Sequence[str]) -> list[float]:
+        texts = [self.tokenizer.decode(list(ids), skip_special_tokens=True) for ids in responses]
+        return self.verifier.score_all(texts, golds)
+
+    def evaluate(
+        self,
+        config: RunConfig,
+        problems: Sequence[Problem],
+        dropped: Mapping[str, int],
+        *,
+        split: str,
+        purpose: str,
+        out: Path | None,
+        again: bool = True,
+    ) -> Evaluation:
+        """Sample and score problems; see :func:`evaluate_policy`. Without ``again`` equal results in ``out`` are taken over."""
+        from prefix_rft_lab.evaluate import summarise
+        from prefix_rft_lab.tokens import encode_problems
+
+        encoded, reasons = encode_problems(self.tokenizer, problems, config)
+        # What became of demonstrations does not matter here.
+        left_out = {reason: n for reason, n in {**dropped, **reasons}.items() if "demonstration" not in reason}
+        if not encoded:
+            raise ConfigError(
+                f"data.problems = {config.data.problems!r} leaves no problem ({left_out}); raise rollout.max_prompt_tokens"
+            )
+        key = _key(config, split, [e.problem for e in encoded])
+        if out is not None and not again and (table := _finished(out, key)) is not None:
+            paths: tuple[Path, ...] = (out, out.with_suffix(".json"))
+        else:
+            table = self._table(config, encoded, purpose, None if out is None else _Parts(out, key))
+            paths = () if out is None else _write(out, config, split, table, left_out, key)
+            if out is not None:
+                _Parts(out, key).path.unlink(missing_ok=True)
+        known = config.data.problems == "chains"
+        unread = [] if known else [p.problem.id for p in encoded if not self.verifier.readable(p.problem.answer)]
+        return Evaluation(
+            config=config,
+            split=split,
+            table=table,
+            summary=summarise(table),
+            dropped=left_out,
+            paths=paths,
+            unread=tuple(unread),
+        )
+
+    def _table(
+        self, config: RunConfig, encoded: Sequence[EncodedProblem], purpose: str, parts: _Parts | None
+    ) -> pd.DataFrame:
+        """The rows of all problems, sampled a full batch at a time; each batch is kept in ``parts`` as it comes."""
+        from prefix_rft_lab.evaluate import sample_scores
+
+        k = config.evaluation.k
+        size = max(1, config.rollout.max_batch_rows // k)
+        tables = [] if parts is None else parts.read()
+        for start in range(size * len(tables), len(encoded), size):
+            if self.progress is not None:
+                self.progress(start, f"{purpose.partition('/')[2]}: {start}/{len(encoded)} problems, {k} samples each")
+            table = sample_scores(
+                self.engine,
+                encoded[start : start + size],
+                self.score,
+                k=k,
+                max_tokens=config.rollout.max_response_tokens,
+                temperature=config.evaluation.temperature,
+                seed=config.data.seed,
+                purpose=purpose,
+            )
+            tables.append(table)
+            if parts is not None and start + size < len(encoded):
+                parts.append(table)
+        return pd.concat(tables, ignore_index=True)
+
+
+class _Parts:
+    """What an interrupted evaluation has sampled: a file beside its ``out``, a line a batch, headed by a key."""
+
+    def __init__(self, out: Path, key: str) -> None:
+        self.path = out.with_name(f".{out.stem}.parts.jsonl")
+        self.key = key
+
+    def read(self) -> list[pd.DataFrame]:
+        """The batches of an evaluation with this key; those of another are forgotten."""
+        head = {"key": self.key}
+        lines = read_lines(self.path)
+        kept = lines if lines[:1] == [head] else [head]
+        # Written again, so that no torn last line stands before the next one.
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        return [pd.DataFrame(line["rows"]) for line in kept[1:]]
+
+    def append(self, table: pd.DataFrame) -> None:
+        append_line(self.path, {"rows": table.to_dict(orient="records")})
+
+
+def _key(config: RunConfig, split: str, problems: Sequence[Problem]) -> str:
+    """Names all that a table depends on: settings, problems, weights, code."""
+    weights = sorted(
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for path in Path(config.model.path).expanduser().glob("*")
+        if path.is_file()
+    )
+    asked = [(problem.id, problem.prompt, problem.answer, problem.level) for problem in problems]
+    settings = [config.model, config.rollout, config.evaluation.k, config.evaluation.temperature, config.data.seed]
+    known = [environment(config.threads), split, [str(setting) for setting in settings], weights, asked]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+
+def _finished(out: Path, key: str) -> pd.DataFrame | None:
+    """The table of an equal evaluation that is there already."""
+    beside = out.with_suffix(".json")
+    if not out.is_file() or not beside.is_file() or json.loads(beside.read_text()).get("key") != key:
+        return None
+    return pd.read_parquet(out)
 
 
 def problems_of(config: RunConfig, split: str) -> tuple[list[Problem], dict[str, int]]:
@@ -142,8 +325,9 @@ def problems_of(config: RunConfig, split: str) -> tuple[list[Problem], dict[str,
     from prefix_rft_lab.tasks import sources
 
     known = sources.splits(config.data)
+    reasons: Mapping[str, int]
     if split == "all" and config.data.problems != "chains":
-        problems, reasons = sources.read_file(Path(config.data.problems), config.data.columns)
+        problems, reasons = sources.read_problems(config.data)
     elif split in known:
         problems, reasons = sources.load_problems(config.data, split)
     else:
@@ -155,8 +339,10 @@ def problems_of(config: RunConfig, split: str) -> tuple[list[Problem], dict[str,
 
 
 def _write(
-    out: Path, config: RunConfig, split: str, table: pd.DataFrame, summary: dict[str, Any], dropped: dict[str, int]
+    out: Path, config: RunConfig, split: str, table: pd.DataFrame, dropped: dict[str, int], key: str
 ) -> tuple[Path, Path]:
+    from prefix_rft_lab.evaluate import pass_curve, summarise
+
     write_table(out, table)
     beside = out.with_suffix(".json")
     write_json(
@@ -166,8 +352,10 @@ def _write(
             "problems": config.data.problems,
             "split": split,
             "temperature": config.evaluation.temperature,
-            "summary": summary,
+            "summary": summarise(table),
+            "pass_curve": pass_curve(table).to_dict(orient="records"),
             "dropped": dropped,
+            "key": key,
             "config": config.to_dict(),
             "environment": environment(config.threads),
         },
@@ -187,6 +375,46 @@ def format_summary(summary: Mapping[str, Any]) -> str:
         ]
         rows.append((name, str(part["problems"]), *cells, f"{part['tokens']:.1f}", f"{part['truncated']:.1%}"))
     return format_table(rows)
+
+
+def format_benchmarks(evaluations: Sequence[Evaluation]) -> str:
+    """A line a benchmark, with 95% intervals over problems, and the mean over benchmarks; pass@k below."""
+    from prefix_rft_lab.evaluate import pass_curve
+    from prefix_rft_lab.tasks.benchmarks import BENCHMARKS
+
+    rows: list[tuple[str, ...]] = [
+        ("benchmark", "problems", "samples", "avg@k", "pass@k", "greedy", "tokens", "truncated")
+    ]
+    for found in evaluations:
+        part = found.summary
+        cells = [
+            f"{part[name]:.3f} [{low:.3f}, {high:.3f}]"
+            for name in ("avg", "pass", "greedy")
+            for low, high in [part[f"{name}_interval"]]
+        ]
+        title = BENCHMARKS[found.split].title
+        rows.append(
+            (title, str(part["problems"]), str(part["k"]), *cells, f"{part['tokens']:.1f}", f"{part['truncated']:.1%}")
+        )
+    if len(evaluations) > 1:
+        means = [
+            f"{sum(f.summary[name] for f in evaluations) / len(evaluations):.3f}" for name in ("avg", "pass", "greedy")
+        ]
+        rows.append(("mean", "", "", *means, "", ""))
+    text = format_table(rows)
+    curves = {BENCHMARKS[found.split].title: pass_curve(found.table) for found in evaluations if found.summary["k"] > 1}
+    if curves:
+        text += "\n\npass@k, unbiased\n" + "\n".join(
+            f"{title}: "
+            + ", ".join(f"{row.k} {row.mean:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in curve.itertuples())
+            for title, curve in curves.items()
+        )
+    for found in evaluations:
+        if len(levels := dict(sorted(found.summary.get("levels", {}).items()))) > 1:
+            text += (
+                f"\n\n{BENCHMARKS[found.split].title} by level\n{format_summary({**found.summary, 'levels': levels})}"
+            )
+    return text
 
 
 def format_table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -75,8 +75,8 @@ class KindResult:
 
 
 def _schedule(case: Case) -> Outputs:
-    schedule = schedules.SCHEDULES[case.meta["variant"]]
-    return {"values": [schedule(step, **case.inputs["config"]) for step in case.inputs["steps"]]}
+    config = {**case.inputs["config"], "type": case.meta["variant"]}
+    return {"values": [_scheduled(config, step) for step in case.inputs["steps"]]}
 
 
 def _scheduled(config: dict[str, Any], step: int) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from prefix_rft_lab import hub
 from prefix_rft_lab.config import ConfigError, RunConfig
 from prefix_rft_lab.entropy import entropy_and_logp, log_probs_and_entropy
 from prefix_rft_lab.tasks.base_policy import ASSETS
@@ -36,14 +37,26 @@ def autocast_dtype(config: RunConfig) -> torch.dtype | None:
     return torch.bfloat16 if config.model.dtype == "bfloat16" else None
 
 
-def load_policy(config: RunConfig) -> tuple[Any, Any]:
-    """(model, tokenizer) of ``model.path``, float32 weights on the config's device, dropout off.
+def load_tokenizer(config: RunConfig) -> Any:
+    """The tokenizer of ``model.path``.
 
     Raises:
-        ConfigError: no such model, no end token, no chat template, or a context that is too short.
+        ConfigError: no such model, no end token, or no chat template.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    path, options = _location(config)
+    return _tokenizer(path, options)
 
+
+def _tokenizer(path: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = _loaded(AutoTokenizer, path, **options)
+    check_tokenizer(tokenizer, path)
+    return tokenizer
+
+
+def _location(config: RunConfig) -> tuple[str, dict[str, Any]]:
+    """Where the policy lies, and ``local_files_only`` where the Hub does not answer for it."""
     path = str(ASSETS) if config.model.path == "tiny" else config.model.path
     local = Path(path).expanduser()
     if local.exists() and not (local / "config.json").is_file():
@@ -51,16 +64,35 @@ def load_policy(config: RunConfig) -> tuple[Any, Any]:
     inside_a_folder = "/" in path and local.parent.is_dir()
     if not local.exists() and (inside_a_folder or path.count("/") > 1 or path.startswith((".", "~"))):
         raise ConfigError(f"model.path = {path!r} is not there; give an existing directory in Hugging Face format")
+    if local.exists():
+        return str(local), {}
+    return path, {"local_files_only": not hub.answers_for(path, "model", "model.path")}
+
+
+def _loaded(factory: Any, path: str, **options: Any) -> Any:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(local) if local.exists() else path)
-        model: Any = AutoModelForCausalLM.from_pretrained(str(local) if local.exists() else path, dtype=torch.float32)
+        return factory.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if options.get("local_files_only"):
+            reason = f"{hub.why_not()}, and it is not in the local cache"
         raise ConfigError(
             f"model.path = {path!r} could not be loaded ({reason}); give a local directory in Hugging Face format, or "
             "a Hub name with a network or a filled cache"
         ) from error
-    check_tokenizer(tokenizer, path)
+
+
+def load_policy(config: RunConfig) -> tuple[Any, Any]:
+    """(model, tokenizer) of ``model.path``, float32 weights on the config's device, dropout off.
+
+    Raises:
+        ConfigError: no such model, no end token, no chat template, or a context that is too short.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path, options = _location(config)
+    tokenizer = _tokenizer(path, options)
+    model = _loaded(AutoModelForCausalLM, path, dtype=torch.float32, **options)
     for name, neutral in (("final_logit_softcapping", None), ("logit_scale", 1), ("logits_scaling", 1)):
         value = getattr(model.config, name, None)
         if value not in (None, neutral):

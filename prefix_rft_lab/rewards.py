@@ -10,59 +10,77 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import select
 import subprocess
 import sys
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-ANSWER_CHARACTERS = 2000
-"""Only this much of the end of a response is read for an answer; a longer answer is no answer."""
+from prefix_rft_lab import answers
+from prefix_rft_lab.answers import boxed_answer, extract_answer
+
+__all__ = ["Verifier", "boxed_answer", "extract_answer", "parse", "readable", "verify"]
 
 
-def boxed_answer(text: str) -> str | None:
-    """Content of the last ``\\boxed{...}`` with balanced braces, or None."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth, begin = 0, start + len("\\boxed{")
-    for position in range(begin - 1, len(text)):
-        if text[position] == "{":
-            depth += 1
-        elif text[position] == "}":
-            depth -= 1
-            if depth == 0:
-                return text[begin:position].strip()
-    return None
+def parse(answer: str) -> list[Any]:
+    """What math-verify makes of an answer without box: SymPy expressions, and its text."""
+    from math_verify import LatexExtractionConfig
+    from math_verify import parse as read
 
+    def with_config(config: Any) -> list[Any]:
+        # The child is killed from outside, so math-verify's own signal-based limits are switched off.
+        return read(f"\\boxed{{{answer}}}", extraction_config=[config], parsing_timeout=None)
 
-def extract_answer(text: str) -> str | None:
-    """The part of a response that is verified: its last box, as text; None when there is no closed box."""
-    return boxed_answer(text[-ANSWER_CHARACTERS:])
+    usual = LatexExtractionConfig()
+    found = with_config(usual)
+    if any(not isinstance(item, str) for item in found) or not re.search(r"[A-Za-z]\}?\s*\Z", answer):
+        return found
+    # Letters at the end are taken off as units, so that nothing sensible is left of "a + b + c".
+    return with_config(replace(usual, normalization_config=replace(usual.normalization_config, units=False)))
 
 
 def verify(answer: str, gold: str) -> bool:
-    """Whether math-verify holds ``answer`` and ``gold`` (both without box) for the same."""
-    from math_verify import LatexExtractionConfig, parse
-    from math_verify import verify as same
+    """Whether ``answer`` and ``gold`` (both without box) are the same, as math-verify sees it once both are normalised."""
+    from math_verify import verify as compare
 
-    def read(text: str) -> list[Any]:
-        # The child is killed from outside, so math-verify's own signal-based limits are switched off.
-        config = [LatexExtractionConfig()]
-        return parse(f"\\boxed{{{text}}}", extraction_config=config, parsing_timeout=None)
+    def same(left: str, right: str) -> bool:
+        # "1 < x < 2" is the interval (1, 2).
+        return bool(compare(parse(right), parse(left), timeout_seconds=None, allow_set_relation_comp=True))
 
-    return bool(same(read(gold), read(answer), timeout_seconds=None))
+    if answers.contradict(answer, gold):
+        return False
+    answer, gold = answers.normalise(answer), answers.normalise(gold)
+    if sides := answers.numeric_sides(answer):
+        if not same(*sides):
+            return False
+        answer = sides[-1]
+    if same(answer, gold):
+        return True
+    if "\\cup" in gold and answers.union(answer) != answer:
+        return same(answers.union(answer), gold)
+    plain = answers.without_percent(answer), answers.without_percent(gold)
+    # "4.2%" for "4.2": the percent sign is a unit when one of the two leaves it out.
+    return [plain[0] == answer, plain[1] == gold].count(True) == 1 and same(*plain)
+
+
+def readable(gold: str) -> bool:
+    """Whether math-verify makes more than a text of a gold answer (of each that it accepts)."""
+    return all(
+        any(not isinstance(found, str) for found in parse(answers.normalise(text))) for text in answers.golds(gold)
+    )
 
 
 def _serve() -> None:
-    """The child's loop: one JSON pair a line in, one JSON boolean a line out."""
+    """The child's loop: one JSON list a line in (answer and gold, or a gold alone), one JSON boolean a line out."""
     logging.disable(logging.CRITICAL)
     for line in sys.stdin:
-        answer, gold = json.loads(line)
+        request = json.loads(line)
         try:
-            right = verify(answer, gold)
+            right = verify(*request) if len(request) == 2 else readable(*request)
         except Exception:
             # Whatever the verifier cannot read is not the gold answer.
             right = False
@@ -82,16 +100,34 @@ class Verifier:
         self.cache_size = cache_size
         self.timeouts = 0
         """Pairs that ran out of time since the start."""
-        self._cache: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, str], bool] = OrderedDict()
         self._process: subprocess.Popen[str] | None = None
 
     def score(self, text: str, gold: str) -> float:
-        """1.0 if the last box of ``text`` equals ``gold``, else 0.0."""
-        answer = extract_answer(text)
+        """1.0 if the final answer of ``text`` is one that ``gold`` accepts, else 0.0.
+
+        Several boxes that are listed together are one answer, a list, unless all of them say the same.
+        """
+        boxes = answers.final_answers(text)
+        answer = answers.joined(boxes)
         if answer is None:
             return 0.0
+        return float(
+            any(
+                self._same(answer, accepted) or (len(boxes) > 1 and all(self._same(box, accepted) for box in boxes))
+                for accepted in answers.golds(gold)
+            )
+        )
+
+    def readable(self, gold: str) -> bool:
+        """Whether math-verify can read a gold answer as mathematics; else only an equal text is graded correct."""
+        return self._ask((gold,))
+
+    def _same(self, answer: str, gold: str) -> bool:
         if answer == gold:
-            return 1.0
+            return True
+        if len(gold) > answers.ANSWER_CHARACTERS:
+            return False
         pair = (answer, gold)
         if pair in self._cache:
             self._cache.move_to_end(pair)
@@ -105,21 +141,21 @@ class Verifier:
     def score_all(self, texts: Sequence[str], golds: Sequence[str]) -> list[float]:
         return [self.score(text, gold) for text, gold in zip(texts, golds, strict=True)]
 
-    def _ask(self, pair: tuple[str, str]) -> float:
+    def _ask(self, request: tuple[str, ...]) -> bool:
         if self._process is None or self._process.poll() is not None:
             self._start()
-        right = self._exchange(pair, self.time_limit)
+        right = self._exchange(request, self.time_limit)
         if right is None:
             self.timeouts += 1
             self.close()
-        return float(right or False)
+        return right or False
 
-    def _exchange(self, pair: tuple[str, str], seconds: float) -> bool | None:
-        """The child's word on a pair; None if it took too long or died over it."""
+    def _exchange(self, request: tuple[str, ...], seconds: float) -> bool | None:
+        """The child's word on a request; None if it took too long or died over it."""
         assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
         deadline = time.monotonic() + seconds
         try:
-            self._process.stdin.write(json.dumps(pair) + "\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
             while select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
                 line = self._process.stdout.readline()

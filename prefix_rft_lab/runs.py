@@ -168,6 +168,7 @@ READERS = (
     "entropy_analysis.py",
     "evaluation_run.py",
     "experiments.py",
+    "grading.py",
     "notebooks.py",
     "parity.py",
     "plots",

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from prefix_rft_lab import rng
-from prefix_rft_lab.evaluate import bootstrap, pass_at_k, sample_scores, summarise
+from prefix_rft_lab.evaluate import bootstrap, pass_at_k, pass_curve, sample_scores, summarise
 from prefix_rft_lab.generation import Completion
 from prefix_rft_lab.types import EncodedProblem, Problem
 
@@ -168,3 +168,14 @@ def test_sampling_counts_each_problems_own_samples():
     assert [r.context_ids for r in best] == [[0], [1], [2]]
     assert {r.max_new_tokens for r in sampled} == {9}
     assert seen == [["0"] * 4 + ["1"] * 4 + ["2"] * 4, ["0", "1", "2"]]
+
+
+def test_pass_curve_by_hand():
+    curve = pass_curve(table([0, 1, 4, 2], k=4))
+    assert curve["k"].tolist() == [1, 2, 4]
+    assert curve["mean"].tolist() == pytest.approx([7 / 16, (0 + 1 / 2 + 1 + 5 / 6) / 4, 3 / 4])
+    assert (curve["low"] <= curve["mean"]).all() and (curve["mean"] <= curve["high"]).all()
+    assert set(curve["problems"]) == {4}
+    assert pass_curve(table([3, 0], k=6))["k"].tolist() == [1, 2, 4, 6]
+    assert pass_curve(table([1], k=1))["k"].tolist() == [1]
+    assert pass_curve(table([1000, 0], k=2048))["k"].tolist() == [2**power for power in range(12)]

@@ -238,3 +238,11 @@ def test_no_figure_needs_pyplot():
         "plots.schedule(preset('tiny'))._repr_png_(); sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_gradients_by_kind_are_of_methods_that_train_demonstrations_beside_samples(runs):
+    figure = plots.gradient_by_kind(runs)
+    assert set(figure.data["method"]) == {"prefix_rft"}, "SFT→RFT trains both, but never in one step"
+    assert len(figure.axes) == 1
+    with pytest.raises(RunError, match="recorded no gradient norms of prefixes beside those of sampled tokens"):
+        plots.gradient_by_kind([run for run in runs if run.method == "rft"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from prefix_rft_lab import rewards
 from prefix_rft_lab.rewards import Verifier, boxed_answer, extract_answer
 
 
@@ -27,7 +26,7 @@ def verifier():
         (r"\boxed{\frac{1}{2}", None),
         (r"\boxed{\boxed{3}}", "3"),
         ("no box, 7", None),
-        (r"\boxed 7", None),
+        (r"\boxed 7", "7"),
         ("", None),
     ],
 )
@@ -36,8 +35,8 @@ def test_boxes(text, answer):
     assert extract_answer(text) == answer
 
 
-def test_only_the_end_of_a_response_is_read():
-    assert extract_answer(r"\boxed{7}" + " " * rewards.ANSWER_CHARACTERS) is None
+def test_a_response_of_any_length_is_read_but_not_an_answer():
+    assert extract_answer(r"\boxed{7}" + " then text" * 100_000) == "7"
     assert extract_answer("x" * 1_000_000 + r"\boxed{7}") == "7"
     assert extract_answer(r"\boxed{" + "1" * 1_000_000 + "}") is None
 
@@ -62,6 +61,191 @@ def test_only_the_end_of_a_response_is_read():
 )
 def test_equivalence(verifier, answer, gold, score):
     assert verifier.score(f"so \\boxed{{{answer}}}", gold) == score
+
+
+# Answer, gold, whether they are the same: what math-verify is asked, and what stands before and after it.
+HARD = {
+    "several answers": [
+        ("5, -3", "-3, 5", 1),
+        (r"5 \text{ or } -3", "-3, 5", 1),
+        (r"k=5 \text{ or } k=-3", "5, -3", 1),
+        (r"\pm 3", "3, -3", 1),
+        (r"6, 8\text{, and }10", "6,8,10", 1),
+        ("$69$,$84$", "84, 69", 1),
+        (r"2, -6-4\sqrt{2}", r"$a=2$, $a=-6-4 \sqrt{2}$", 1),
+        ("f(x)=x, f(x)=-x", "$f(x)=-x$,$f(x)=x$", 1),
+        ("5, 7", "7", 0),
+        (r"5 \text{ or } 7", "7", 0),
+        (r"7\text{ or maybe }5", "7", 0),
+        (r"\pm 3", "3", 0),
+        ("3", r"\pm 3", 0),
+        ("1,2", "1,2,3", 0),
+        ("1,2,3", "1,2", 0),
+        ("$5$ $7$", "7", 0),
+        ("7 5", "7", 0),
+        ("7 (or 5)", "7", 0),
+    ],
+    "units": [
+        (r"5 \text{ cm}", "5", 1),
+        ("5", r"5\text{ cm}", 1),
+        (r"5 \mathrm{~km/h}", "5", 1),
+        ("5 centimeters", r"5\text{ cm}", 1),
+        (r"15\text{ square units}", "15", 1),
+        (r"\$1{,}250.50", "1250.5", 1),
+        (r"30\text{ degrees}", r"30^\circ", 1),
+        ("8:34", r"8\!:\!34 \text{ p.m.}", 1),
+        (r"5\text{ m}", r"5\text{ cm}", 0),
+        (r"50 \text{ cents}", r"\$50", 0),
+        (r"36^\circ", r"\$36", 0),
+        (r"8:34 \text{ a.m.}", r"8:34 \text{ p.m.}", 0),
+        (r"\frac{\pi}{6}", r"30^\circ", 0),
+    ],
+    "intervals": [
+        ("[1,2]", r"\left[1,2\right]", 1),
+        (r"x \in [1,2]", "[1,2]", 1),
+        (r"1 \le x \le 2", "[1,2]", 1),
+        ("x > 3", r"(3,\infty)", 1),
+        (r"(1,\infty)\cup(-\infty,0)", r"(-\infty,0)\cup(1,\infty)", 1),
+        (r"(-\infty,0) \text{ or } (1,\infty)", r"(-\infty,0)\cup(1,\infty)", 1),
+        (r"(-\infty, 0) \cup\{1\}", r"$(-\infty, 0) \cup\{1\}$.", 1),
+        ("(1,2)", "[1,2]", 0),
+        ("[1,2)", "[1,2]", 0),
+        ("1 < x < 2", "(1,2]", 0),
+        ("x > 3", "x < 3", 0),
+        (r"(-\infty,0)", r"(-\infty,0)\cup(1,\infty)", 0),
+        (r"(-\infty,0]\cup(1,\infty)", r"(-\infty,0)\cup(1,\infty)", 0),
+    ],
+    "sets and tuples": [
+        (r"\{5,-3\}", "-3, 5", 1),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"(3, \pi/2)", 1),
+        ("(8,38), (-2,18)", "(-2,18), (8,38)", 1),
+        (r"\{(1,2,3),(4,5,6)\}", "(4,5,6),(1,2,3)", 1),
+        (r"\emptyset", r"\emptyset", 1),
+        (r"\{5,-3\}", "5", 0),
+        ("(2,1)", "(1,2)", 0),
+        ("(8,38)", "(-2,18), (8,38)", 0),
+        ("(-2,18), (8,38)", "(8,38)", 0),
+        ("(3,2),(-3,2),(3,-2)", "$(3,2),(-3,2),(3,-2),(-3,-2)$", 0),
+    ],
+    "matrices": [
+        (r"\begin{bmatrix} 1 \\ 2 \end{bmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", 1),
+        (r"\begin{pmatrix} 1/2 \\ -1/3 \end{pmatrix}", r"\begin{pmatrix} \frac12 \\ -\frac13 \end{pmatrix}", 1),
+        (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", r"\begin{pmatrix} 1 & 3 \\ 2 & 4 \end{pmatrix}", 0),
+        (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 & 2 \end{pmatrix}", 0),
+        (
+            r"\begin{pmatrix} 1 & -1 \\ 1 & 1 \end{pmatrix}",
+            r"\begin{pmatrix} 1 & -1 \\ 1 & \phantom -1 \end{pmatrix}",
+            1,
+        ),
+    ],
+    "fractions and numbers": [
+        (r"1\frac12", "3/2", 1),
+        ("1 1/2", r"\frac{3}{2}", 1),
+        (r"15\frac{39}{40}", r"\frac{639}{40}", 1),
+        (".5", r"\frac12", 1),
+        (r"-\frac{1}{2}", r"\frac{-1}{2}", 1),
+        (r"0.1\overline{6}", r"\frac16", 1),
+        (r"1\,000", "1000", 1),
+        (r"11,\! 111,\! 111,\! 100", "11111111100", 1),
+        ("10 000", "10000", 1),
+        (r"6 \times 10^5", "600000", 1),
+        ("113.", "113", 1),
+        ("073", "73", 1),
+        ("2+5=7", "7", 1),
+        ("0.33", r"\frac13", 0),
+        ("1, 200", "1200", 0),
+        ("1,000", "1", 0),
+        ("5=7", "7", 0),
+        ("3:4", "4:3", 0),
+        ("28_9", "28_8", 0),
+    ],
+    "percent": [
+        (r"50\%", "50", 1),
+        (r"50\%", "0.5", 1),
+        (r"50\text{ percent}", r"50\%", 1),
+        (r"4.2 \%", "4.2", 1),
+        ("4.2", r"4.2\%", 1),
+        ("0.5", "50", 0),
+        (r"4.2\%", "4.3", 0),
+        (r"5\%", "50", 0),
+    ],
+    "text": [
+        (r"\text{(A)}", "A", 1),
+        (r"\textbf{(113) }", "113", 1),
+        (r"\textbf{(73)}", "073", 1),
+        (r"\textbf{(073)}", "73", 1),
+        (r"\mathrm{D}", "D", 1),
+        ("evelyn", r"\text{Evelyn}", 1),
+        (r"\text{(E)},", "E", 1),
+        (r"240\text{ ways.}", "240", 1),
+        (r"\text{even}", r"\text{odd}", 0),
+        (r"\text{B}", "A", 0),
+        (r"\text{7 or 5}", "7", 0),
+    ],
+    "expressions": [
+        ("x^2+2x+1", "(x+1)^2", 1),
+        ("f(x)=x+1", "x+1", 1),
+        ("b + a + c", "a + b + c", 1),
+        (r"-\ln 2", r"\ln\frac12", 1),
+        ("4i+3", "3+4i", 1),
+        ("q - p", "p - q", 0),
+        ("3-4i", "3+4i", 0),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_grading_where_it_is_hard(verifier, kind):
+    wrong = [
+        (answer, gold, score)
+        for answer, gold, score in HARD[kind]
+        if verifier.score(f"So the answer is $\\boxed{{{answer}}}$, as was asked.", gold) != score
+    ]
+    assert not wrong
+    same = [gold for _, gold, _ in HARD[kind] if verifier.score(f"\\boxed{{{gold}}}", gold) != 1.0]
+    assert not same
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "score"),
+    [
+        # Guesses do not win, in whatever order and words.
+        (r"\boxed{3} or \boxed{7}", "7", 0),
+        (r"\boxed{7} or \boxed{3}", "7", 0),
+        (r"$\boxed{3}$. Or maybe $\boxed{7}$.", "7", 0),
+        (r"\boxed{3}, \boxed{5}, \boxed{7}", "7", 0),
+        ("\\boxed{3}\n\n\\boxed{7}", "7", 0),
+        (r"It is \boxed{3} if the speed is constant, and otherwise \boxed{7}.", "7", 0),
+        # All answers, in any order, in one box or several.
+        (r"$k = \boxed{5}$ or $k = \boxed{-3}$", "5, -3", 1),
+        (r"$k = \boxed{-3}$ or $k = \boxed{5}$", "5, -3", 1),
+        (r"\boxed{5, -3}", "5, -3", 1),
+        (r"$k = \boxed{5}$", "5, -3", 0),
+        (r"$k = \boxed{5}$ or $k = \boxed{-3}$ or $k = \boxed{4}$", "5, -3", 0),
+        (r"$\boxed{(-\infty,0)}$ and $\boxed{(1,\infty)}$", r"(-\infty,0)\cup(1,\infty)", 1),
+        # One answer twice, and work that is boxed.
+        (r"$\boxed{15\frac{39}{40}}$, or $\boxed{\frac{639}{40}}$ inches", r"\frac{639}{40}", 1),
+        (r"$\log_2 4 = \boxed{2}$, so the answer is $\boxed{4}$", "4", 1),
+        # A completed gold accepts the answer and the list, nothing between.
+        (r"$\boxed{-3}$", r"\boxed{-3} \boxed{5, -3}", 1),
+        (r"$\boxed{-3}$ and $\boxed{5}$", r"\boxed{-3} \boxed{5, -3}", 1),
+        (r"$\boxed{5}$", r"\boxed{-3} \boxed{5, -3}", 0),
+        (r"$\boxed{-3}$ or $\boxed{6}$", r"\boxed{-3} \boxed{5, -3}", 0),
+        # GSM8K.
+        ("She sold 48/2 = <<48/2=24>>24.\n#### 24", "24", 1),
+        ("It costs $70,000.\n#### 70,000", "70000", 1),
+        ("She sold 24 or 25.\n#### 25", "24", 0),
+    ],
+)
+def test_responses_with_several_boxes(verifier, text, gold, score):
+    assert verifier.score(text, gold) == score
+
+
+def test_golds_that_cannot_be_read_are_told(verifier):
+    for gold in ("7", r"\frac{1}{2}", "a + b + c", r"\text{Evelyn}", r"\boxed{-3} \boxed{5, -3}"):
+        assert verifier.readable(gold), gold
+    for gold in ("", r"\begin{tabular}", "?"):
+        assert not verifier.readable(gold), gold
 
 
 def test_no_box_scores_zero_even_if_the_number_is_there(verifier):
@@ -99,7 +283,7 @@ def test_hostile_answers_neither_stop_the_child_nor_mix_up_replies(verifier):
         assert verifier._exchange(("0.5", "1/3"), 60) is False, repr(text)
     assert verifier._process is child, "none of them took the child down"
     assert verifier.score(f"{'x' * 1_000_000}\\boxed{{2/4}}", "1/2") == 1.0
-    assert verifier.score("\\boxed{7}" + "}" * 1_000_000, "7") == 0.0
+    assert verifier.score("\\boxed{7}" + "}" * 1_000_000, "7") == 1.0
     assert verifier.score(r"\boxed{7}", "7" * 1_000_000) == 0.0
 
 

@@ -13,13 +13,17 @@ import pytest
 from prefix_rft_lab.config import ConfigError, DataConfig
 from prefix_rft_lab.rewards import Verifier
 from prefix_rft_lab.tasks import chains, sources
-from prefix_rft_lab.tasks.sources import boxed_demonstration, load_problems, read_file, thin_demonstrations
+from prefix_rft_lab.tasks.sources import boxed_demonstration, load_problems, read_problems, thin_demonstrations
 
 ROWS = [
     {"id": "a", "problem": "1+1?", "answer": "2", "solution": "It is \\boxed{2}.", "level": "easy"},
     {"id": "b", "problem": "2+2?", "answer": "4", "solution": "Two and two.\n#### 4", "level": "hard"},
     {"id": "c", "problem": "3+3?", "answer": "6", "solution": None, "level": None},
 ]
+
+
+def read_file(path, columns=None, **changes):
+    return read_problems(DataConfig(problems=str(path), columns=columns or {}, **changes))
 
 
 def jsonl(path, rows, **kwargs):
@@ -81,7 +85,8 @@ def test_rows_that_cannot_be_used_are_dropped_and_counted(tmp_path):
     assert dict(reasons) == {
         "row without problem": 2,
         "row without answer": 2,
-        "empty demonstration (problem kept)": 1,
+        "empty demonstration": 1,
+        "no demonstration left (problem kept)": 1,
     }
 
 
@@ -139,7 +144,9 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path, content, words):
 
 
 def test_missing_file_bad_parquet_and_bad_mapping(tmp_path):
-    with pytest.raises(ConfigError, match=r"is not a file; give the path of a JSONL or parquet file, or 'chains'"):
+    with pytest.raises(
+        ConfigError, match=r"is not a file; give the path of a JSONL, parquet or CSV file, or a data set"
+    ):
         read_file(tmp_path / "nowhere.jsonl")
     (tmp_path / "a.parquet").write_bytes(b"not parquet")
     with pytest.raises(ConfigError, match="is not a readable parquet file"):
@@ -184,6 +191,22 @@ def test_splits_of_a_file_are_disjoint_and_keyed(tmp_path):
     assert prompts("train", train_problems=1000)[:20] == found["train"]
     assert all(p.split == "validation" for p in load_problems(config, "validation")[0])
     assert sources.splits(config) == ("train", "validation", "test")
+
+
+def test_splits_share_one_reading_of_an_unchanged_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    config = DataConfig(problems=str(jsonl(path, [*many(20), {"problem": "?"}])), eval_problems=5)
+    read = []
+    monkeypatch.setattr(sources, "read_problems", lambda config: read.append(1) or read_problems(config))
+    for split in sources.splits(config):
+        found, reasons = load_problems(config, split)
+        assert reasons == {"row without answer": 1}
+        reasons["something else"] += 1
+        found.clear()
+    assert len(read) == 1
+    os.utime(jsonl(path, many(30)), ns=(0, 0))
+    assert len(load_problems(config, "train")[0]) == 20
+    assert len(read) == 2
 
 
 def test_a_problem_that_occurs_twice_is_in_one_split(tmp_path):

@@ -43,6 +43,7 @@ from prefix_rft_lab.plots.tokens import (
 )
 from prefix_rft_lab.plots.training import (
     entropy_dynamics,
+    gradient_by_kind,
     gradient_norm,
     learning_curves,
     lengths,
@@ -73,6 +74,7 @@ __all__ = [
     "environment",
     "final_scores",
     "forking_tokens",
+    "gradient_by_kind",
     "gradient_norm",
     "kept_tokens",
     "learning_curves",
@@ -103,6 +105,7 @@ FIGURES: dict[str, DrawRuns] = {
     "lengths": lengths,
     "loss": loss,
     "gradient_norm": gradient_norm,
+    "gradient_by_kind": gradient_by_kind,
     "collapse": collapse,
     "demonstration_map": demonstration_map,
     "surprise": surprise,

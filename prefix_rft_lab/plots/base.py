@@ -52,7 +52,7 @@ SPARE_STYLES = (
     (OKABE_ITO["purple"], "v"),
     (OKABE_ITO["sky"], "P"),
     (OKABE_ITO["black"], "*"),
-    (OKABE_ITO["yellow"], "<"),
+    ("#a39500", "<"),  # their yellow, dark enough for words
     (OKABE_ITO["blue"], ">"),
     (OKABE_ITO["green"], "h"),
     (OKABE_ITO["orange"], "p"),

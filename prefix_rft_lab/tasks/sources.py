@@ -1,23 +1,23 @@
-"""Where problems come from: the embedded world, or a user's file. Everything becomes a list of :class:`Problem`."""
+"""Where problems come from: the embedded world, a user's file, or the Hub. Everything becomes a list of :class:`Problem`."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from functools import lru_cache
+from itertools import islice
+
+import numpy as np
 
 from prefix_rft_lab import rng
+from prefix_rft_lab.answers import boxed_answer, complete_gold
 from prefix_rft_lab.config import ConfigError, DataConfig
-from prefix_rft_lab.rewards import boxed_answer
-from prefix_rft_lab.tasks import chains
+from prefix_rft_lab.tasks import chains, readers
+from prefix_rft_lab.tasks.readers import Candidate, Dropped, Record, Source
 from prefix_rft_lab.types import Problem
 
-FIELDS = ("id", "problem", "answer", "demonstration", "level")
-_ALIASES = {"demonstration": ("demonstration", "solution"), "problem": ("problem", "question", "prompt")}
 _GSM8K_END = re.compile(r"\n?####\s*.*\s*$")
 
 
@@ -45,9 +45,11 @@ def load_problems(config: DataConfig, split: str) -> tuple[list[Problem], Counte
         count = config.train_problems if split == "train" else config.eval_problems
         written = config.expert if by_rule else "thorough"
         found = chains.problems(split, count, expert=written, seed=config.seed)
-        reasons: Counter[str] = Counter()
+        reasons = Counter[str]()
     else:
-        rows, reasons = read_file(Path(config.problems), config.columns)
+        stamps = tuple(map(readers.stamp, (config.problems, *config.test_sets)))
+        rows, dropped = _read_once(config.model_dump_json(), stamps)
+        reasons = Counter(dropped)
         order = rng.generator(config.seed, "file/order").permutation(len(rows))
         rows = [rows[i] for i in order]
         held = config.eval_problems
@@ -69,65 +71,173 @@ def thin_demonstrations(problems: list[Problem], fraction: float, seed: int) -> 
     have = [i for i, p in enumerate(problems) if p.demonstrations]
     order = rng.generator(seed, "demonstration_fraction").permutation(len(have))
     keep = {have[i] for i in order[: round(fraction * len(have))]}
-    return [p if i in keep else replace(p, demonstrations=()) for i, p in enumerate(problems)]
+    return [p if i in keep else without_demonstrations(p) for i, p in enumerate(problems)]
 
 
-def read_file(path: Path, columns: dict[str, str] | None = None) -> tuple[list[Problem], Counter[str]]:
-    """Problems of a JSONL or parquet file, and a count of dropped rows by reason.
+@lru_cache(maxsize=1)
+def _read_once(config: str, stamps: tuple[tuple[int, ...], ...]) -> tuple[list[Problem], Dropped]:
+    """All splits are cuts of one reading: a large set is not read once for each."""
+    return read_problems(DataConfig.model_validate_json(config))
 
-    Columns ``problem`` (or ``question``) and ``answer`` are required, ``demonstration`` (or ``solution``), ``id`` and
-    ``level`` optional; ``columns`` maps these names to the file's own. A demonstration without a box gets its
-    answer boxed at the end (a closing GSM8K line ``#### 72`` is replaced), since the verifier reads boxes.
+
+def open_problems(config: DataConfig) -> Source:
+    """``data.problems``, opened; its records can be read once."""
+    return readers.open_source(config.problems, config.columns)
+
+
+def read_problems(
+    config: DataConfig, *, source: Source | None = None, observe: Callable[[Record], None] | None = None
+) -> tuple[list[Problem], Dropped]:
+    """Problems of ``data.problems``, and a count of what was left out by reason.
+
+    Columns and layouts: :mod:`prefix_rft_lab.tasks.readers`. Of several demonstrations ``data.demonstrations`` chooses; a
+    demonstration without a box gets its answer boxed at the end (a closing GSM8K line ``#### 72`` is replaced), since the
+    verifier reads boxes. An answer that is one of several in the reference solution is completed
+    (:func:`prefix_rft_lab.answers.complete_gold`).
+
+    Args:
+        source: ``data.problems``, if it is open already.
+        observe: is shown each row as it was read.
 
     Raises:
-        ConfigError: the file is missing, empty, malformed, or lacks a required column.
+        ConfigError: a source that cannot be read, or without a usable row.
     """
-    for name in columns or {}:
-        if name not in FIELDS:
-            raise ConfigError(f"data.columns has the name {name!r}; map only {', '.join(FIELDS)}")
-    if not path.is_file():
-        raise ConfigError(
-            f"data.problems = {str(path)!r} is not a file; give the path of a JSONL or parquet file, or 'chains'"
-        )
+    source = source or open_problems(config)
+    tests = [
+        record.problem
+        for name in config.test_sets
+        for record in readers.open_source(name, field="data.test_sets").records
+        if record.problem
+    ]
+    leaks = Leaks(tests)
     problems: list[Problem] = []
-    reasons: Counter[str] = Counter()
-    records = list(_records(path))
-    if not records:
-        raise ConfigError(f"data.problems = {str(path)!r} is empty; give a file with one problem a row")
-    # JSON lines may leave out a field that has no value, the first line too.
-    names = _columns(dict.fromkeys(name for record in records for name in record), columns or {}, path)
+    dropped = Dropped()
     seen: set[str] = set()
-    for number, record in enumerate(records):
-        values = {field: None if column is None else record.get(column) for field, column in names.items()}
-        text, answer = _text(values["problem"]), _text(values["answer"])
-        if text is None:
-            reasons["row without problem"] += 1
+    for number, record in enumerate(islice(source.records, config.max_rows)):
+        if observe is not None:
+            observe(record)
+        name = record.id or readers.default_id(config.problems, number)
+        reason = _unusable(record, seen, leaks)
+        if reason is not None:
+            dropped.note(reason, name)
             continue
-        if answer is None:
-            reasons["row without answer"] += 1
-            continue
-        if text in seen:
-            # Splits are cut by row: a second copy could land in another split than the first.
-            reasons["problem that occurred before"] += 1
-            continue
-        seen.add(text)
-        demonstration = _text(values["demonstration"])
-        if demonstration is None and values["demonstration"] is not None:
-            reasons["empty demonstration (problem kept)"] += 1
+        assert record.problem is not None and record.answer is not None
+        seen.add(_same_problem(record.problem))
+        fit, lost = usable_demonstrations(
+            record.demonstrations, unverified=config.unverified, max_characters=config.max_demonstration_characters
+        )
+        for reason in lost:
+            dropped.note(reason, name)
+        if record.demonstrations and not fit:
+            dropped.note(NONE_LEFT, name)
+        texts = choose(fit, config.demonstrations, generator=rng.generator(config.seed, "demonstrations", name))
+        answer = record.answer
+        for solution in (record.solution, *texts):
+            answer = complete_gold(answer, solution)
         problems.append(
             Problem(
-                id=_text(values["id"]) or f"{path.stem}-{number}",
-                prompt=text,
+                id=name,
+                prompt=record.problem,
                 answer=answer,
-                demonstrations=() if demonstration is None else (boxed_demonstration(demonstration, answer),),
-                level=_text(values["level"]) or "",
+                demonstrations=tuple(boxed_demonstration(text, record.answer) for text in texts),
+                level=record.level,
             )
         )
     if not problems:
         raise ConfigError(
-            f"data.problems = {str(path)!r} has no usable row ({_reasons(reasons)}); fill columns problem and answer"
+            f"data.problems = {config.problems!r} has no usable row ({_reasons(dropped)}); fill columns problem and answer"
         )
-    return problems, reasons
+    return problems, dropped
+
+
+def without_demonstrations(problem: Problem) -> Problem:
+    return replace(problem, demonstrations=())
+
+
+NONE_LEFT = "no demonstration left (problem kept)"
+
+
+def _unusable(record: Record, seen: set[str], leaks: Leaks) -> str | None:
+    """Why a row cannot be used; None if it can."""
+    if record.problem is None:
+        return "row without problem"
+    if record.answer is None:
+        return "row without answer"
+    if _same_problem(record.problem) in seen:
+        # Splits are cut by row: a second copy could land in another split than the first.
+        return "problem that occurred before"
+    if record.problem in leaks:
+        return "problem of a test set, or nearly"
+    return None
+
+
+def usable_demonstrations(
+    candidates: Sequence[Candidate], *, unverified: bool, max_characters: int | None
+) -> tuple[list[str], list[str]]:
+    """(texts of the demonstrations that can be used, the reason of each other one)."""
+    texts, lost = [], []
+    for demonstration in candidates:
+        if not demonstration.text:
+            lost.append("empty demonstration")
+        elif not demonstration.verified and not unverified:
+            lost.append("demonstration that is not verified")
+        elif not demonstration.finished:
+            lost.append("demonstration that was cut off")
+        elif max_characters is not None and len(demonstration.text) > max_characters:
+            lost.append("demonstration longer than data.max_demonstration_characters")
+        else:
+            texts.append(demonstration.text)
+    return texts, lost
+
+
+def choose(texts: Sequence[str], how: str, *, generator: np.random.Generator) -> list[str]:
+    """The demonstrations of a problem that are used: ``first``, ``shortest`` (in characters), ``random`` or ``all``."""
+    if not texts or how == "all":
+        return list(texts)
+    if how == "random":
+        return [texts[int(generator.integers(len(texts)))]]
+    return [min(texts, key=len) if how == "shortest" else texts[0]]
+
+
+class Leaks:
+    """Whether a problem is one of the test problems, or nearly.
+
+    Equal but for case, spaces and punctuation, or holding at least four fifths of a test problem's runs of eight words
+    (with fewer, problems of one template and different numbers go too).
+    """
+
+    WORDS = 8
+    SHARE = 0.8
+
+    def __init__(self, tests: Sequence[str]) -> None:
+        self._whole: set[str] = set()
+        self._runs: dict[tuple[str, ...], list[int]] = {}
+        self._sizes: list[int] = []
+        for text in dict.fromkeys(map(_words, tests)):
+            self._whole.add(" ".join(text))
+            for run in (runs := self._cut(text)):
+                self._runs.setdefault(run, []).append(len(self._sizes))
+            self._sizes.append(len(runs))
+
+    def __contains__(self, problem: str) -> bool:
+        if not self._whole:
+            return False
+        words = _words(problem)
+        if " ".join(words) in self._whole:
+            return True
+        hits = Counter(test for run in self._cut(words) for test in self._runs.get(run, ()))
+        return any(count >= self.SHARE * self._sizes[test] for test, count in hits.items())
+
+    def _cut(self, words: tuple[str, ...]) -> set[tuple[str, ...]]:
+        return {words[i : i + self.WORDS] for i in range(len(words) - self.WORDS + 1)}
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\w+", text.lower()))
+
+
+def _same_problem(text: str) -> str:
+    return " ".join(text.split())
 
 
 def boxed_demonstration(demonstration: str, answer: str) -> str:
@@ -139,65 +249,3 @@ def boxed_demonstration(demonstration: str, answer: str) -> str:
 
 def _reasons(reasons: Counter[str]) -> str:
     return ", ".join(f"{count} x {reason}" for reason, count in reasons.items()) or "no rows"
-
-
-def _text(value: Any) -> str | None:
-    if value is None or (isinstance(value, float) and value != value):
-        return None
-    text = str(value).strip()
-    return text or None
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        import pandas as pd
-
-        try:
-            frame = pd.read_parquet(path)
-        except Exception as error:
-            raise ConfigError(
-                f"data.problems = {str(path)!r} is not a readable parquet file ({error}); correct it"
-            ) from error
-        # Missing values come as NaN, NaT or NA, by column type; here they are None.
-        yield from frame.astype(object).where(frame.notna(), None).to_dict(orient="records")  # type: ignore[misc]
-        return
-    try:
-        with path.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ConfigError(
-                        f"data.problems = {str(path)!r} line {number} is not JSON ({error.msg}); write one object a line"
-                    ) from None
-                if not isinstance(record, dict):
-                    raise ConfigError(
-                        f"data.problems = {str(path)!r} line {number} is not an object; write one object a line"
-                    )
-                yield record
-    except UnicodeDecodeError:
-        raise ConfigError(
-            f"data.problems = {str(path)!r} is not UTF-8 text; save it as UTF-8 JSONL or as parquet"
-        ) from None
-
-
-def _columns(record: Mapping[str, Any], mapping: dict[str, str], path: Path) -> dict[str, str | None]:
-    names: dict[str, str | None] = {}
-    for field in FIELDS:
-        if field in mapping:
-            if mapping[field] not in record:
-                raise ConfigError(
-                    f"data.columns.{field} = {mapping[field]!r} is not a column of {path.name}; it has {', '.join(record)}"
-                )
-            names[field] = mapping[field]
-        else:
-            names[field] = next((alias for alias in _ALIASES.get(field, (field,)) if alias in record), None)
-    for field in ("problem", "answer"):
-        if names[field] is None:
-            raise ConfigError(
-                f"data.problems = {str(path)!r} has no column {field!r}; it has {', '.join(record)}: name the right one in "
-                f"data.columns.{field}"
-            )
-    return names

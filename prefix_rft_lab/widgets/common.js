@@ -1,4 +1,5 @@
 // Shared by the explorers. Python puts this text before each widget's own: a stored widget's module stands alone.
+// Notebooks load the style sheets of all explorers together, so a widget's own rules must be more specific than common ones.
 // Model text is hostile text: it becomes a text node, an attribute's value or canvas glyphs, never markup.
 
 const OKABE_ITO = {
@@ -107,7 +108,7 @@ function sender(model) {
 /** Hide the picture that Python displays above the view for readers without it; gives a function that shows it again. */
 function hideStill(el, [width, height]) {
   const before = el.closest(".jp-OutputArea-child")?.previousElementSibling, image = before?.querySelector(".jp-RenderedImage img");
-  if (!image || image.width !== width || image.height !== height) return null;
+  if (!image || Number(image.getAttribute("width")) !== width || Number(image.getAttribute("height")) !== height) return null;
   before.style.display = "none";
   return () => { before.style.display = ""; };
 }
@@ -122,8 +123,12 @@ function explorer({ model, el, title, label, changed }) {
   };
   const watch = new MutationObserver(() => requestAnimationFrame(theme));
   watch.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class"] });
-  let showStill = null;
-  const size = new ResizeObserver(() => { showStill ??= hideStill(el, model.get("still")); theme(); });
+  let showStill = null, width = -1;
+  const size = new ResizeObserver(([{ contentRect }]) => {
+    showStill ??= hideStill(el, model.get("still"));
+    // A text that takes another line changes the height alone.
+    if (contentRect.width !== width) { width = contentRect.width; theme(); }
+  });
   size.observe(root);
   const handlers = [];
   return {
@@ -180,16 +185,24 @@ function palette(root) {
 
 // ---------------------------------------------------------------------- canvas
 
+/** The element's inner width without asking for a layout, which in a notebook is one of the whole page. */
+function widthOf(element, changed = () => {}) {
+  let width = 0;
+  new ResizeObserver(([entry]) => { width = entry.contentRect.width; changed(); }).observe(element);
+  return () => width || element.clientWidth;
+}
+
 /** A canvas that follows its element's width and the screen's density. */
 function drawing({ label, height, className = "chart" }) {
   const canvas = node("canvas", { class: className, role: "img", "aria-label": label });
   const context = canvas.getContext("2d");
   canvas.style.height = `${height}px`;
+  const inner = widthOf(canvas);
   return {
     canvas, context,
     /** Clears; returns width and height in CSS pixels. */
     begin() {
-      const width = Math.max(canvas.clientWidth, 1), ratio = devicePixelRatio || 1;
+      const width = Math.max(inner(), 1), ratio = devicePixelRatio || 1;
       const tall = Number.parseFloat(canvas.style.height);
       if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(tall * ratio)) {
         canvas.width = Math.round(width * ratio);
@@ -200,6 +213,13 @@ function drawing({ label, height, className = "chart" }) {
       return { width, height: tall };
     },
   };
+}
+
+/** A canvas under a chart for what a step does not change: copying it every frame would cost more than it saves. */
+function layer(height) {
+  const canvas = node("canvas", { class: "still", "aria-hidden": "true" });
+  canvas.style.height = `${height}px`;
+  return { canvas, context: canvas.getContext("2d") };
 }
 
 function line(context, points, { colour, width = 1, dash = [] }) {
@@ -339,13 +359,19 @@ function tokenText({ label, tallest = 260, ask, look, describe, pick }) {
   canvas.setAttribute("aria-hidden", "true");
   const sheet = node("div", { class: "sheet" }, canvas);
   const port = node("div", { class: "tokens", tabindex: 0, role: "slider", "aria-label": label, "aria-valuemin": 1 }, sheet);
-  const widths = new Map();
+  const widths = new Map(), shown = new Map(), inner = widthOf(port, ask);
+  let scrolled = 0;
   let texts = [], kinds = null, spaces = true, seam = -1, cursor = 0, hovered = -1, font = "", laidOut = "";
   let xs = new Float32Array(0), lines = new Uint32Array(0), wide = new Float32Array(0), starts = [0];
 
   const width = (text) => {
     let known = widths.get(text);
     if (known === undefined) widths.set(text, known = context.measureText(text).width + 2 * PAD);
+    return known;
+  };
+  const display = (text) => {
+    let known = shown.get(text);
+    if (known === undefined) shown.set(text, known = visible(text, spaces));
     return known;
   };
   function layout(room) {
@@ -355,7 +381,7 @@ function tokenText({ label, tallest = 260, ask, look, describe, pick }) {
     let x = 0, row = 0;
     const next = (i) => { x = 0; row += 1; starts.push(i); };
     for (let i = 0; i < count; i++) {
-      const w = Math.min(width(visible(texts[i], spaces)), room);
+      const w = Math.min(width(display(texts[i])), room);
       if (x > 0 && x + w > room) next(i);
       xs[i] = x; wide[i] = w; lines[i] = row;
       x += w;
@@ -374,8 +400,8 @@ function tokenText({ label, tallest = 260, ask, look, describe, pick }) {
     for (let i = starts[row]; i < end; i++) if (x >= xs[i] && x < xs[i] + wide[i]) return i;
     return -1;
   }
-  function reveal() {
-    const top = (lines[cursor] ?? 0) * LINE;
+  function reveal(i = cursor) {
+    const top = (lines[Math.min(i, texts.length - 1)] ?? 0) * LINE;
     if (top < port.scrollTop) port.scrollTop = top;
     else if (top + LINE > port.scrollTop + port.clientHeight) port.scrollTop = top + LINE - port.clientHeight;
   }
@@ -402,7 +428,8 @@ function tokenText({ label, tallest = 260, ask, look, describe, pick }) {
   port.addEventListener("pointermove", (event) => { const i = inside(event); if (i !== hovered) { hovered = i; pick(i, "hover"); } });
   port.addEventListener("pointerleave", () => { if (hovered !== -1) { hovered = -1; pick(-1, "hover"); } });
   port.addEventListener("click", (event) => { const i = inside(event); if (i >= 0) { hovered = -1; pick(i, "cursor"); } });
-  for (const name of ["scroll", "focus", "blur"]) port.addEventListener(name, ask);
+  port.addEventListener("scroll", () => { scrolled = port.scrollTop; ask(); });
+  for (const name of ["focus", "blur"]) port.addEventListener(name, ask);
 
   return {
     element: port,
@@ -412,8 +439,8 @@ function tokenText({ label, tallest = 260, ask, look, describe, pick }) {
     paint(theme, { cursor: newCursor, spaces: newSpaces = true, seam: newSeam = -1 }) {
       cursor = Math.min(Math.max(newCursor, 0), Math.max(texts.length - 1, 0));
       seam = newSeam;
-      if (spaces !== newSpaces) { spaces = newSpaces; laidOut = ""; }
-      const wanted = `${GLYPH}px ${theme.code}`, room = Math.max(port.clientWidth - 4, 40);
+      if (spaces !== newSpaces) { spaces = newSpaces; shown.clear(); laidOut = ""; }
+      const wanted = `${GLYPH}px ${theme.code}`, room = Math.max(inner() - 4, 40);
       if (font !== wanted) { font = wanted; widths.clear(); laidOut = ""; }
       context.font = font;
       if (laidOut !== String(room)) {
@@ -428,14 +455,14 @@ function tokenText({ label, tallest = 260, ask, look, describe, pick }) {
       context.font = font;
       context.textBaseline = "middle";
       context.textAlign = "left";
-      const top = port.scrollTop, first = Math.max(Math.floor(top / LINE), 0);
+      const top = scrolled, first = Math.max(Math.floor(top / LINE), 0);
       const last = Math.min(Math.ceil((top + height) / LINE), starts.length);
       const focused = document.activeElement === port || port.getRootNode().activeElement === port;
       for (let i = starts[first] ?? 0, end = starts[last] ?? texts.length; i < end; i++) {
         const x = xs[i], y = lines[i] * LINE - top, w = wide[i], { fill, bar = 0, dash = false, ring = false } = look(i);
         if (fill) { context.fillStyle = rgb(fill); context.fillRect(x + 0.5, y + 4, w - 1, 17); }
         context.fillStyle = fill ? inkOn(fill) : theme.ink;
-        context.fillText(visible(texts[i], spaces), x + PAD, y + 13, w - 2 * PAD + 0.5);
+        context.fillText(display(texts[i]), x + PAD, y + 13, w - 2 * PAD + 0.5);
         if (bar > 0) {
           // The same value once more as a bar: colour never carries it alone.
           const thick = 1 + 3 * Math.min(bar, 1);
@@ -444,7 +471,7 @@ function tokenText({ label, tallest = 260, ask, look, describe, pick }) {
         }
         if (kinds && DASHES[kinds[i]].length) line(context, [[x + 0.5, y + 2.5], [x + w - 0.5, y + 2.5]], { colour: theme.muted, width: 1.25, dash: DASHES[kinds[i]] });
         if (ring) { context.strokeStyle = theme.ink; context.lineWidth = 1; context.strokeRect(x + 1, y + 4.5, w - 2, 16); }
-        if (i === seam) { context.fillStyle = theme.mark; context.fillRect(x - 1.5, y + 1, 3, 24); context.fillRect(x - 1.5, y + 1, 8, 3); }
+        if (i === seam) { context.fillStyle = theme.mark; const left = Math.max(x - 1.5, 0); context.fillRect(left, y + 1, 3, 24); context.fillRect(left, y + 1, 8, 3); }
         if (i === hovered || i === cursor) {
           context.strokeStyle = i === hovered ? theme.ink : theme.accent;
           context.lineWidth = i === cursor && focused ? 2.5 : 1.5;

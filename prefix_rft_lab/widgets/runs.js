@@ -88,6 +88,7 @@ function render({ model, el }) {
   const width = rangeField({ label: "Running mean", min: 1, max: 51, step: 2, oninput: (value) => set({ smoothing: value }) });
   const step = rangeField({ label: "Training step", min: 0, max: 1, oninput: (value) => set({ step: value }) });
   const chart = drawing({ label: "", height: HEIGHT });
+  const still = layer(HEIGHT);
   const meaning = node("p", { class: "note" });
   const readout = node("p", { class: "readout" });
   const status = node("p", { class: "note", role: "status" });
@@ -95,7 +96,7 @@ function render({ model, el }) {
   const body = node("tbody"), headRow = node("tr");
   const table = node("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of runs" },
     node("table", {}, node("caption", {}, "Runs; only config fields that differ are shown"), node("thead", {}, headRow), body));
-  root.append(node("div", { class: "bar" }, metric.element, width.element), meaning, chart.canvas, node("div", { class: "bar" }, step.element), readout, note, table, status);
+  root.append(node("div", { class: "bar" }, metric.element, width.element), meaning, node("div", { class: "stack" }, still.canvas, chart.canvas), node("div", { class: "bar" }, step.element), readout, note, table, status);
 
   drag(chart.canvas, {
     start: () => cache.last > 0,
@@ -146,7 +147,7 @@ function render({ model, el }) {
     const known = model.get("metrics").find(({ name }) => name === model.get("metric"));
     axes(context, theme, box, { x, y, xTicks: ticks(0, cache.last, 8), yTicks: ticks(cache.low, cache.high, 5), xName: "training step (of all stages)", yName: known?.title ?? model.get("metric") });
     context.save();
-    context.beginPath(); context.rect(box.left, box.top - 4, box.right - box.left + 8, box.bottom - box.top + 5); context.clip();
+    context.beginPath(); context.rect(box.left - 6, box.top - 4, box.right - box.left + 14, box.bottom - box.top + 5); context.clip();
     const zip = (steps, values) => steps.map((s, i) => [x(s), y(values[i])]);
     const litRun = model.get("runs").find((run) => run.id === lit);
     for (const group of cache.groups) {
@@ -176,7 +177,6 @@ function render({ model, el }) {
       context.fillText(model.get("runs").length ? `No shown run has recorded ${model.get("metric")} yet.` : "No run yet: this view fills when one starts.", (box.left + box.right) / 2, (box.top + box.bottom) / 2);
     }
   }
-  const still = drawing({ label: "", height: HEIGHT });
 
   // ---------------------------------------------------------------- table
 
@@ -271,10 +271,6 @@ function render({ model, el }) {
     const x = (s) => box.left + ((box.right - box.left) * s) / cache.last, y = (v) => box.bottom - ((box.bottom - box.top) * (v - cache.low)) / (cache.high - cache.low);
     paintStill(box, x, y);
     const { context } = chart;
-    context.save();
-    context.setTransform(1, 0, 0, 1, 0, 0);
-    context.drawImage(still.canvas, 0, 0);
-    context.restore();
     const parts = [];
     if (cache.groups.length) {
       line(context, [[x(at), box.top], [x(at), box.bottom]], { colour: theme.mark, width: 2 });

@@ -77,6 +77,8 @@ class RunExplorer(Explorer):
     def __init__(
         self, runs_or_folder: Sequence[Run] | Run | str | Path, *, metric: str = "reward_plain", refresh: float = 2.0
     ) -> None:
+        self._stop = threading.Event()  # first: a widget that is refused is closed, too
+        self._thread: threading.Thread | None = None
         if not refresh >= 0:
             raise ConfigError(f"refresh = {refresh!r} is not a number of seconds; use 0 or more")
         self._folder = Path(runs_or_folder) if isinstance(runs_or_folder, (str, Path)) else None
@@ -85,8 +87,6 @@ class RunExplorer(Explorer):
         if self._folder is None and not self._given:
             raise ConfigError("runs_or_folder = [] holds no run; give runs, or the folder that they are written to")
         self._watched: dict[Path, _Watched] = {}
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         super().__init__()
         self.refresh()

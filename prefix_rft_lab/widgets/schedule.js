@@ -120,8 +120,7 @@ function render({ model, el }) {
   const shownOverlays = new Set(named.map((_, i) => `named ${i}`));
 
   // The chart, and what belongs to its step.
-  const chart = drawing({ label: "", height: HEIGHT }), still = drawing({ label: "", height: HEIGHT });
-  still.canvas.removeAttribute("role");
+  const chart = drawing({ label: "", height: HEIGHT }), still = layer(HEIGHT);
   const readout = node("p", { class: "readout", role: "status", "aria-live": "off" });
   const step = rangeField({ label: "Training step", min: 0, max: steps - 1, oninput: (value) => edit({ step: value }) });
   const draw = rangeField({ label: "Drawn ratio (quantile)", min: 0, max: 1, step: 0.01, oninput: (value) => { quantile = value; ask(); } });
@@ -132,7 +131,7 @@ function render({ model, el }) {
     pick: (i, how) => { if (how === "cursor") cursor = i; hover = how === "hover" ? i : -1; ask(); },
   });
   const about = node("p", { class: "note readout" });
-  let cursor = 0, hover = -1, given = new Float64Array(0), shownTokens = null;
+  let cursor = 0, hover = -1, given = new Float64Array(0), shownTokens = null, shownLength = -1, settled = 0;
 
   // Controls of the schedule.
   const limits = {
@@ -183,7 +182,8 @@ function render({ model, el }) {
   }
   function edit(values) {
     send(values);
-    dirty = true;
+    // A step is not an edit: the chart stays as it is.
+    dirty ||= FIELDS.some((name) => name in values);
     ask();
   }
 
@@ -216,7 +216,7 @@ function render({ model, el }) {
     node("div", { class: "legend" }, ...[["band", "window of ratios, stronger where more likely"], ["mean", "expected ratio"], ["seam-swatch", "this step"]]
       .map(([name, words]) => node("span", {}, node("i", { class: `swatch ${name}` }), words)),
     node("span", {}, node("i", { class: "swatch knob" }), "drag to edit")),
-    chart.canvas, readout,
+    node("div", { class: "stack" }, still.canvas, chart.canvas), readout,
     node("div", { class: "bar" }, step.element),
     demonstrations.length ? node("div", { class: "split" },
       node("div", { class: "bar" }, which.element, draw.element),
@@ -359,10 +359,6 @@ function render({ model, el }) {
       dirty = false;
     }
     const context = chart.context, box = inner();
-    context.save();
-    context.setTransform(1, 0, 0, 1, 0, 0);
-    context.drawImage(still.canvas, 0, 0);
-    context.restore();
     line(context, [[x(at), box.top], [x(at), box.bottom]], { colour: theme.mark, width: 2 });
     context.beginPath(); context.arc(x(at), y(mean), 4, 0, 2 * Math.PI); context.fillStyle = theme.mark; context.fill();
     paintDistribution(context, box, tokens);
@@ -377,6 +373,13 @@ function render({ model, el }) {
     which.show(demonstrations.indexOf(tokens));
     if (shownTokens !== tokens) { shownTokens = tokens; cursor = 0; text.tokens(tokens); }
     text.paint(theme, { cursor, seam: length });
+    // A long demonstration scrolls along, unless somebody is reading in it.
+    if (length !== shownLength && document.activeElement !== text.element) {
+      shownLength = length;
+      // Scrolling costs a layout of the page: it waits until the step rests.
+      clearTimeout(settled);
+      settled = setTimeout(() => text.reveal(length), 120);
+    }
     const i = hover >= 0 ? hover : cursor;
     setText(about, `${describe(i).replace(/^t/, "T")}. Solid underline: always given; dashed: given or not; none: always the policy's. The bar marks a draw of ${ratio.toFixed(2)}: ${plural(length, "token")} given.`);
   }
@@ -385,7 +388,7 @@ function render({ model, el }) {
   view.on([...FIELDS, "original"], repaint);
   view.on(["step", "demonstration"], ask);
   ask();
-  return () => { ask.cancel(); send.cancel(); view.dispose(); };
+  return () => { ask.cancel(); send.cancel(); clearTimeout(settled); view.dispose(); };
 }
 
 export default { render };

@@ -109,7 +109,7 @@ function render({ model, el }) {
   // ---------------------------------------------------------------- one run
 
   function panel(side, index) {
-    let rollout = null, cursor = model.get("cursor"), hover = -1, shown = -1, reference = null;
+    let rollout = null, cursor = model.get("cursor"), hover = -1, shown = -1, reference = null, revealed = false;
     const many = sides.length > 1, suffix = many ? `, ${side.name}` : "";
     const head = node("p", { class: "note head" });
     const ribbon = drawing({ label: `Overview of the rollout${suffix}`, height: RIBBON });
@@ -183,7 +183,7 @@ function render({ model, el }) {
       }
       return out;
     }
-    const binBox = (width) => ({ left: 40, top: 6, right: width - 8, bottom: HISTOGRAM - 38 });
+    const binBox = (width) => ({ left: 50, top: 6, right: width - 8, bottom: HISTOGRAM - 38 });
     function paintHistogram() {
       const { width } = histogram.begin(), { context } = histogram, box = binBox(width);
       const all = counts(rollout.start, rollout.count), prefix = counts(rollout.start, rollout.count, (i) => data.kind(i) === 0);
@@ -191,7 +191,7 @@ function render({ model, el }) {
       const scaled = reference.map((value) => value * rollout.count);
       const top = Math.log10(Math.max(...all, ...scaled, 9) + 1) * 1.05;
       const x = (value) => box.left + ((box.right - box.left) * value) / scales.entropy, y = (count) => box.bottom - ((box.bottom - box.top) * Math.log10(count + 1)) / top;
-      axes(context, theme, box, { x, y, xTicks: ticks(0, scales.entropy, 5), yTicks: [0, 1, 10, 100, 1000].filter((tick) => Math.log10(tick + 1) <= top), xName: "entropy (nats)", yName: "tokens" });
+      axes(context, theme, box, { x, y, xTicks: ticks(0, scales.entropy, 5), yTicks: [0, 1, 10, 100, 1000].filter((tick, i) => Math.log10(tick + 1) <= top && (i !== 1 || y(0) - y(1) > 13)), xName: "entropy (nats)", yName: "tokens" });
       const wide = (box.right - box.left) / BINS;
       for (let bin = 0; bin < BINS; bin++) {
         context.fillStyle = rgb(theme.heats[Math.round(63 * Math.sqrt((bin + 0.5) / BINS))]);
@@ -248,7 +248,7 @@ function render({ model, el }) {
     return {
       element,
       move(i) { if (rollout) cursor = Math.min(i, rollout.count - 1); },
-      get outlined() { if (!rollout) return [0, 0]; const limit = model.get("threshold"); let n = 0; for (let i = 0; i < rollout.count; i++) n += limit >= 0 && data.columns.entropy(rollout.start + i) >= limit; return [n, rollout.count]; },
+      get outlined() { if (!rollout || model.get("threshold") < 0) return [0, 0]; const limit = model.get("threshold"); let n = 0; for (let i = 0; i < rollout.count; i++) n += limit >= 0 && data.columns.entropy(rollout.start + i) >= limit; return [n, rollout.count]; },
       paint(chosen, why) {
         setText(empty, why);
         empty.hidden = why === "";
@@ -268,6 +268,7 @@ function render({ model, el }) {
         if (rollout.score !== null) parts.push(`score ${number(rollout.score)}`);
         setText(head, parts.join(" · "));
         text.paint(theme, { cursor, spaces: model.get("spaces"), seam: seam() });
+        if (!revealed) { revealed = true; text.reveal(); }
         paintRibbon();
         if (data.columns.entropy) paintHistogram();
         paintInspector();
@@ -290,11 +291,9 @@ function render({ model, el }) {
   }
 
   function paintLegend(name) {
-    const key = `${name} ${theme.dark} ${legend.canvas.clientWidth}`;
-    if (key === legendFor) return;
-    legendFor = key;
-    const { context } = legend, one = layers[name];
-    legend.begin();
+    if (name === legendFor) return;
+    legendFor = name;
+    const { context } = legend, one = layers[name], { width } = legend.begin();
     context.font = `11px ${theme.ui}`;
     context.textBaseline = "top";
     const write = (text, x, align = "center") => { context.textAlign = align; context.fillStyle = theme.muted; context.fillText(text, x, 20); };
@@ -311,7 +310,7 @@ function render({ model, el }) {
       });
       context.fillText("no colour: not a prefix token, the clip does not concern it", 380, 10);
     } else {
-      const wide = Math.min(320, legend.canvas.clientWidth - 190), step = 3;
+      const wide = Math.min(320, width - 190), step = 3;
       for (let px = 0; px < wide; px += step) {
         const place = one.low + ((one.high - one.low) * (px + step / 2)) / wide, value = name === "ratio" ? 2 ** place : place;
         const { fill, bar, dash } = one.look(value, theme);
@@ -362,8 +361,10 @@ function render({ model, el }) {
       row.options(rows.map((one) => [one.row, `${one.row} · ${one.prefix === 0 ? "plain" : one.prefix === one.count ? "demonstration" : "hybrid"}${one.score === null ? "" : ` · score ${number(one.score)}`}`]));
       row.show(lead.row);
     }
-    const others = chosen.flatMap(({ rollout }, side) => (rollout && problems[rollout.problem] !== model.get("problem")
-      ? [`${sides[side].name} did not record ${model.get("problem")} at step ${steps[now]}; ${problems[rollout.problem]} is shown.`] : []));
+    // Without a choice of a problem, the first run leads and the other one is expected to follow.
+    const expected = model.get("problem") || (chosen[0].rollout ? wanted : "");
+    const others = chosen.flatMap(({ rollout }, side) => (rollout && expected && problems[rollout.problem] !== expected
+      ? [`${sides[side].name} did not record ${expected} at step ${steps[now]}; ${problems[rollout.problem]} is shown.`] : []));
     setText(note, [model.get("note"), ...others].filter(Boolean).join(" "));
     paintLegend(name);
     panels.forEach((one, side) => one.paint(chosen[side].rollout, chosen[side].why));
@@ -373,7 +374,7 @@ function render({ model, el }) {
     }
   }
 
-  const follow = () => { for (const one of panels) one.move(model.get("cursor")); ask(); };
+  const follow = () => { for (const one of aligned ? panels : panels.slice(0, 1)) one.move(model.get("cursor")); ask(); };
   view.on(["step", "problem", "row", "layer", "spaces", "threshold"], ask);
   view.on(["cursor"], follow);
   ask();

@@ -69,7 +69,7 @@ class TokenExplorer(Explorer):
     note = traitlets.Unicode(help="a sentence above the text").tag(sync=True)
     # What is shown; Python may set it and reads what was chosen.
     step = traitlets.Int(help="training step").tag(sync=True)
-    problem = traitlets.Unicode(help="name of the problem").tag(sync=True)
+    problem = traitlets.Unicode(help="the problem that was chosen; empty: the first one of each step").tag(sync=True)
     row = traitlets.Int(help="row of its group").tag(sync=True)
     layer = traitlets.Unicode("entropy", help="entropy, nll, advantage, ratio, kept or plain").tag(sync=True)
     cursor = traitlets.Int(0, help="the token that is inspected, from 0").tag(sync=True)
@@ -91,9 +91,9 @@ class TokenExplorer(Explorer):
         aligned, note = _aligned(sides)
         arrays, values = _packed(sides)
         rollouts = values["rollouts"]
-        last = next(rollout for rollout in reversed(rollouts) if rollout[0] == 0)
-        group = [r for r in rollouts if r[0] == 0 and r[1:3] == last[1:3]]
-        chosen = next((r for r in group if r[3] == row), last)
+        newest = [r for r in rollouts if r[0] == 0 and r[1] == max(r[1] for r in rollouts if r[0] == 0)]
+        group = [r for r in newest if r[2] == newest[0][2]]
+        chosen = next((r for r in group if r[3] == row), group[-1])
         if row is not None and not any(r[3] == row for r in rollouts):
             have = ", ".join(map(str, sorted({r[3] for r in rollouts})))
             raise ConfigError(f"row = {row} is not among the recorded rows; use one of {have}")
@@ -103,7 +103,7 @@ class TokenExplorer(Explorer):
             aligned=aligned,
             note=note,
             step=chosen[1],
-            problem=values["problems"][chosen[2]],
+            problem=problem or "",
             row=chosen[3] if row is None else row,
             layer="entropy" if arrays["entropy"] else "plain",
             # The first token of the policy's own.
@@ -113,7 +113,7 @@ class TokenExplorer(Explorer):
     def _shown(self) -> tuple[list[Any], pd.DataFrame]:
         """The first side's rollout at the chosen step, and its tokens."""
         here = [r for r in self.rollouts if r[0] == 0 and r[1] == self.step] or [r for r in self.rollouts if r[0] == 0]
-        same = [r for r in here if self.problems[r[2]] == self.problem] or here
+        same = [r for r in here if self.problems[r[2]] == self.problem] or [r for r in here if r[2] == here[0][2]]
         rollout = next((r for r in same if r[3] == self.row), same[-1])
         part = slice(rollout[4], rollout[4] + rollout[5])
         entropy = np.frombuffer(self.entropy, "<f2")[part] if self.entropy else np.full(rollout[5], np.nan)
@@ -397,6 +397,8 @@ def _picture(frame: pd.DataFrame, *, title: str, note: str, prefix: int, highest
     axes = figure.add_axes((0.01, 0.42 / height, 0.98, (0.26 * lines) / height))
     axes.set(xlim=(0, _COLUMNS), ylim=(lines, 0))
     axes.axis("off")
+    # DejaVu Sans Mono advances by 0.602 of its size: a letter fills a column.
+    letters = 0.98 * 9 * 72 / _COLUMNS / 0.602
     colours = ScalarMappable(PowerNorm(0.5, 0, highest), _heat())
     for i in range(inside):
         (x, y), text, entropy = places[i], shown[i], frame["entropy"].iloc[i]
@@ -409,11 +411,7 @@ def _picture(frame: pd.DataFrame, *, title: str, note: str, prefix: int, highest
             axes.plot([x + 0.1, x + len(text) - 0.1], [y + 0.03] * 2, color="#595959", lw=1, ls=(0, (1.2, 1.2)))
         if i == prefix and prefix > 0:
             axes.plot([x, x], [y + 0.02, y + 0.92], color=plots.OKABE_ITO["vermilion"], lw=2.5)
-        for j, letter in enumerate(text):
-            axes.text(
-                x + j + 0.5, y + 0.49, letter, family="monospace", fontsize=8, color=ink, ha="center", va="center",
-                parse_math=False,
-            )  # fmt: skip
+        axes.text(x, y + 0.49, text, family="monospace", fontsize=letters, color=ink, va="center", parse_math=False)
     scale = figure.add_axes((0.01, 0.25 / height, 0.3, 0.1 / height))
     figure.colorbar(colours, cax=scale, orientation="horizontal")
     scale.tick_params(labelsize=7, length=2, pad=1)

@@ -55,5 +55,6 @@ def lab(chromium: Any, runs_folder: Path, tmp_path_factory: pytest.TempPathFacto
     """JupyterLab in folders of its own."""
     with Lab(tmp_path_factory.mktemp("lab")) as server:
         token_table(500, 2000).to_parquet(server.notebooks / "long.parquet")
+        token_table(5, 60).to_parquet(server.notebooks / "short.parquet")
         server.write("explorers", notebook(runs_folder))
         yield server

@@ -19,17 +19,12 @@ import numpy as np
 import pandas as pd
 from run_factory import write_run
 
-HOSTILE = "</script><img src=x onerror=\"window.hacked=1\"><b>bold</b>\x1b[31mred\u202egnp.exe"
+HOSTILE = '</script><img src=x onerror="window.hacked=1"><b>bold</b>\x1b[31mred\u202egnp.exe'
 """Markup, a terminal's escape, and a character that turns the reading order round."""
 
-READY = """async () => {
-  const app = window.jupyterapp;
-  if (!app) return false;
-  await app.restored;
-  const panel = app.shell.currentWidget;
-  if (!panel?.context) return false;
-  await panel.context.ready;
-  await panel.sessionContext.ready;
+READY = """() => {
+  const panel = window.jupyterapp?.shell.currentWidget;
+  if (!panel?.context?.isReady || !panel.sessionContext?.isReady) return false;
   const kernel = panel.sessionContext.session?.kernel;
   return kernel ? kernel.status === "idle" : panel.sessionContext.kernelPreference?.shouldStart === false;
 }"""
@@ -50,6 +45,10 @@ class Lab:
         for name in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"):
             self.environment[f"JUPYTER_{name}"] = str(folder / name.lower())
         self.environment["JUPYTERLAB_WORKSPACES_DIR"] = str(folder / "workspaces")
+        # Otherwise a notification asks whether to fetch news, and covers what is looked at.
+        settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
+        settings.mkdir(parents=True)
+        (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
 
     @property
     def address(self) -> str:
@@ -117,7 +116,8 @@ class Lab:
         page.on("console", lambda message: page.problems.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: page.problems.append(str(error)))
         page.goto(f"{self.address}/doc/tree/{name}.ipynb?token={self.token}&reset")
-        page.wait_for_function("() => window.jupyterapp")
+        page.wait_for_function("() => window.jupyterapp", timeout=60_000)
+        page.evaluate("() => window.jupyterapp.restored")
         page.wait_for_function(READY, timeout=60_000)
         return page
 
@@ -148,7 +148,9 @@ def write_runs(folder: Path) -> Path:
 def token_table(steps: int, tokens: int, *, seed: int = 0, run: str = "long") -> pd.DataFrame:
     """A table with every column, one rollout a step, with hostile, empty and half characters among its texts."""
     draws = np.random.default_rng(seed)
-    words = np.array([" the", " of", "\n", " 12", "+", "ing", " (x", "\ufffd", "", "你", " integral", "\t", HOSTILE], dtype=object)
+    words = np.array(
+        [" the", " of", "\n", " 12", "+", "ing", " (x", "\ufffd", "", "你", " integral", "\t", HOSTILE], dtype=object
+    )
     count = steps * tokens
     ids = draws.integers(0, len(words), count) * (draws.random(count) < 0.9)
     position = np.tile(np.arange(tokens), steps)
@@ -180,7 +182,7 @@ def token_table(steps: int, tokens: int, *, seed: int = 0, run: str = "long") ->
     )
 
 
-def notebook(runs: Path) -> nbformat.NotebookNode:
+def notebook(runs: Path, table: str = "long.parquet") -> nbformat.NotebookNode:
     """One explorer a cell; what Python hears of them is written to ``heard.json``."""
     cells = [
         f"""import json
@@ -199,7 +201,7 @@ def listen(name, widget, *traits):
         """schedule = ScheduleExplorer(config, [[f" word{i % 7}" for i in range(2000)], ["2", "+", "3", "\\n", "5"]], step=100)
 listen("schedule", schedule, "step", "low", "high", "decay_steps")
 schedule""",
-        """tokens = TokenExplorer(pd.read_parquet("long.parquet"))
+        f"""tokens = TokenExplorer(pd.read_parquet({table!r}))
 listen("tokens", tokens, "step", "cursor", "layer")
 tokens""",
         """runs = RunExplorer(folder, refresh=0.5)
