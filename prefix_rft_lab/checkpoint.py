@@ -61,12 +61,15 @@ class Checkpoints:
         folder: ``<run>/checkpoints``.
         config: the run's; a checkpoint of another one is refused.
         keep: newest checkpoints kept.
+        start: hashes of what else the run starts from (declaration of the method, problems, weights); a checkpoint of a
+            run that started from anything else is refused.
     """
 
-    def __init__(self, folder: Path, *, config: RunConfig, keep: int) -> None:
+    def __init__(self, folder: Path, *, config: RunConfig, keep: int, start: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         self.config = config
         self.keep = keep
+        self.start = dict(start or {})
         found = environment(config.threads)
         self.versions = {name: found[name] for name in VERSIONS}
 
@@ -89,9 +92,10 @@ class Checkpoints:
                 "config": self.config.to_dict(),
                 "versions": self.versions,
                 "weights": _shapes(model),
+                "start": self.start,
                 "files": {str(p.relative_to(temporary)): _digest(p) for p in _files(temporary)},
             }
-            (temporary / "state.json").write_text(json.dumps(state))
+            (temporary / "state.json").write_text(json.dumps({**state, "digest": _digest_of(state)}))
             _flush(temporary)
             if final.exists():
                 shutil.rmtree(final)
@@ -114,17 +118,21 @@ class Checkpoints:
         for path in reversed(self._all()):
             try:
                 state = json.loads((path / "state.json").read_text())
+                if state.pop("digest") != _digest_of(state):
+                    raise ValueError("state.json does not match its hash")
                 for name, digest in state["files"].items():
                     if _digest(path / name) != digest:
                         raise ValueError(f"{name} does not match its hash")
                 place = Place(**{**state["place"], "replay": tuple(state["place"]["replay"])})
                 config, weights, versions = state["config"], state["weights"], state["versions"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                start = state["start"]
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 reason = f"it has no {error}" if isinstance(error, KeyError) else error
                 warnings.warn(f"checkpoint {path} is skipped: {reason}; an older one is used", stacklevel=2)
                 continue
             self._refuse_another(path, "config", dict(flatten(config)), dict(flatten(self.config.to_dict())))
             self._refuse_another(path, "model", weights, _shapes(model))
+            self._refuse_another(path, "start", start, self.start)
             changed = _differences(versions, self.versions)
             if changed:
                 warnings.warn(
@@ -154,9 +162,15 @@ class Checkpoints:
             # Tied weights stand in a model directory once, and in named_parameters once.
             for name, parameter in model.named_parameters():
                 parameter.copy_(found[name])
-        states = torch.load(path / "optimizers.pt", weights_only=True)
+        states = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(states[name])
+
+    def forget_after(self, global_step: int) -> None:
+        """Drop the checkpoints of later steps, damaged ones all: they would outlive the new ones."""
+        for path in self._all():
+            if int(path.name.removeprefix("step-")) > global_step:
+                shutil.rmtree(path, ignore_errors=True)
 
     def remove(self) -> None:
         """Drop all checkpoints of a finished run."""
@@ -180,7 +194,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _flush(folder: Path) -> None:

@@ -77,6 +77,12 @@ class PrefixConfig(_Section):
             raise ValueError(
                 f"prefix.low = {self.low} lies above prefix.high = {self.high}; lower it or raise prefix.high"
             )
+        for name, value in (("delay_steps", self.delay_steps), ("warmup_ratio", self.warmup_ratio)):
+            if value and self.schedule in ("uniform", "constant"):
+                raise ValueError(
+                    f"prefix.{name} = {value} has no meaning with prefix.schedule = {self.schedule!r}, which does not "
+                    "move; leave it at 0, or use cosine or linear"
+                )
         return self
 
 
@@ -139,8 +145,8 @@ class LossConfig(_Section):
     entropy_bonus: float = Field(0.0, ge=0)
     """Weight of the mean entropy (nats) of the sampled tokens, subtracted from the loss."""
     updates_per_rollout: int = Field(1, ge=1)
-    """Optimizer windows that the rows of a step are cut into. With 1 the old log-probabilities are the current
-    ones and need no extra forward pass."""
+    """Optimizer windows that the problems of a rollout step are cut into, the rows of a problem together. With 1 the old
+    log-probabilities are the current ones and need no extra forward pass."""
 
 
 class DemonstrationLossConfig(_Section):
@@ -180,9 +186,15 @@ class UftConfig(_Section):
     low: float = Field(0.05, ge=0, le=1)
     """Probability of each part at the end of the hints."""
     high: float = Field(0.95, ge=0, le=1)
-    """Probability of each part at step 0; falls to ``low`` on a half cosine."""
+    """Probability of each part at the start; falls to ``low`` on a half cosine."""
     nll_weight: float = Field(0.001, ge=0)
     """Weight of the token-mean NLL of the hint tokens."""
+
+    @model_validator(mode="after")
+    def _falling(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"uft.low = {self.low} lies above uft.high = {self.high}; lower it or raise uft.high")
+        return self
 
 
 class OptimConfig(_Section):
@@ -193,9 +205,9 @@ class OptimConfig(_Section):
     lr: float = Field(gt=0)
     """Peak learning rate."""
     warmup_fraction: float = Field(0.0, ge=0, le=1)
-    """Linear warm-up, as a fraction of ``steps``."""
+    """Linear warm-up to the peak, as a fraction of ``steps``, rounded up to whole steps."""
     decay: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or a cosine to zero."""
+    """Learning rate after the warm-up: constant, or a half cosine to zero over the steps that are left."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)

@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from prefix_rft_lab import methods, prefixes, schedules
 from prefix_rft_lab.config import RunConfig
 from prefix_rft_lab.types import KIND_NAMES, Row
@@ -45,6 +43,7 @@ METRICS = {
     "kl": "KL from the policy before the step to the one after it, nats a sampled token (as above)",
     "entropy_change": "mean entropy of the sampled tokens after the step minus before, nats (as above)",
     "replay_loss": "loss of the second update of the step, NaN without one (ReLIFT)",
+    "replay_grad_norm": "its gradient norm before clipping, NaN without one (ReLIFT)",
     "replay_updated": "1 if the step had a second update, else 0 (ReLIFT)",
     "replay_problems": "problems that wait in the buffer after the step (ReLIFT)",
     "lr": "learning rate",
@@ -66,10 +65,10 @@ def row_metrics(
     sampled = plain + hybrid
     line: dict[str, float] = {"response_tokens": _mean(len(row.response_ids) for row in rows)}
     if stage.samples:
-        by_problem: dict[int, list[float]] = {}
-        for row, group in zip(rows, np.cumsum([row.row == 0 for row in rows]), strict=True):
+        by_problem: dict[tuple[int, ...], list[float]] = {}
+        for row in rows:
             if not row.prefix_ids:
-                by_problem.setdefault(int(group), []).append(row.score)
+                by_problem.setdefault(row.problem.key, []).append(row.score)
         line |= {
             "reward": _mean(row.score for row in sampled),
             "reward_plain": _mean(row.score for row in plain),

@@ -11,13 +11,16 @@ entry to :data:`METHODS` (``METHODS["mine"] = Method(...)`` works from a noteboo
 
 from __future__ import annotations
 
+import hashlib
+import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Literal, Protocol
 
 import torch
 
 from prefix_rft_lab import losses, prefixes
+from prefix_rft_lab.advantages import ESTIMATORS
 from prefix_rft_lab.config import ConfigError, LossConfig, OptimConfig, RunConfig
 from prefix_rft_lab.types import EncodedProblem, Row, TokenKind
 
@@ -134,7 +137,10 @@ class ShapedDemonstration(_PolicyNormaliser):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NegativeLogLikelihood:
     """``weight`` times the token-mean of NLL - ``entropy_weight`` * H over the whole optimizer window, never a mean of
-    micro-batch means (arXiv 2604.23747)."""
+    micro-batch means (arXiv 2604.23747).
+
+    At temperature 1 in a stage that samples nothing; beside samples, all log-probabilities are at rollout.temperature.
+    """
 
     weight: float = 1.0
     entropy_weight: float = 0.0
@@ -174,19 +180,26 @@ class Stage:
     samples: bool = True
     """Whether the policy generates anything in this stage (then every row is scored)."""
     demonstrations: Literal["unused", "used", "required"] = "unused"
-    """``used``: rows are made of a demonstration where a problem has one; ``required``: only problems with one are
-    drawn."""
+    """``used``: demonstrations take part, in rows or in a second update, where a problem has one; ``required``: only
+    problems with one are drawn."""
     prefix_schedule: bool = False
     """Whether prefix ratios are drawn from the window that ``prefix`` describes."""
     entropy_clip: frozenset[TokenKind] = field(default_factory=frozenset)
     """Kinds whose lowest-entropy tokens get advantage 0 (``prefix.keep``, ``prefix.keep_fraction``)."""
-    advantage: str | None = None
-    """The estimator that the method fixes; None leaves it to ``loss.advantage``."""
+    prefix_loss: bool = False
+    """Whether ``losses`` obeys ``prefix.loss``."""
+    advantages: tuple[str, ...] = ()
+    """Estimators that the stage makes sense with, its own first; none named: any that ``loss.advantage`` names."""
     replay: Replay | None = None
     """A second update on problems that the rollouts of this stage single out."""
 
     def optimizer_section(self, config: RunConfig) -> OptimConfig:
         return config.sft if self.optim == "sft" else config.rl
+
+    def estimator(self, config: RunConfig) -> str:
+        """Name of the advantage estimator: ``loss.advantage`` where the stage makes sense with it, else its own."""
+        chosen = config.loss.advantage
+        return chosen if not self.advantages or chosen in self.advantages else self.advantages[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +274,7 @@ PREFIX_RFT = Stage(
     name="prefix_rft",
     rows=prefixes.hybrid_rows,
     losses=_prefix_rft_losses,
+    prefix_loss=True,
     entropy_clip=frozenset({TokenKind.PREFIX}),
     demonstrations="used",
     prefix_schedule=True,
@@ -282,7 +296,7 @@ RL_SFT_LOSS = Stage(
         TokenKind.PREFIX: NegativeLogLikelihood(weight=config.rl_sft_loss.weight),
     },
     demonstrations="used",
-    advantage="plain_baseline",
+    advantages=("plain_baseline",),
     optim="rl",
 )
 LUFFY = Stage(
@@ -293,6 +307,7 @@ LUFFY = Stage(
         TokenKind.PREFIX: ShapedDemonstration(),
     },
     demonstrations="used",
+    advantages=("dr_grpo", "grpo", "plain_baseline"),
     optim="rl",
 )
 RELIFT = Stage(
@@ -326,7 +341,7 @@ UFT = Stage(
         TokenKind.PREFIX: NegativeLogLikelihood(weight=config.uft.nll_weight),
     },
     demonstrations="used",
-    advantage="grpo",
+    advantages=("grpo",),
     optim="rl",
 )
 
@@ -345,6 +360,8 @@ METHODS: dict[str, Method] = {
 }
 """Name (``config.method``) -> method. The paper's two other ablations, static and frozen prefixes, are ``prefix_rft``
 with ``prefix.loss``."""
+BUILT_IN = dict(METHODS)
+"""The methods that the kit itself declares."""
 
 
 def get(name: str) -> Method:
@@ -364,27 +381,90 @@ def check(config: RunConfig) -> Method:
     Raises:
         ConfigError: an unknown method, or a setting that the method cannot obey.
     """
-    method, rollout, name = get(config.method), config.rollout, f"method {config.method!r}"
-    stages = {stage.name: stage for stage in method.stages}
-    if config.prefix.loss != "advantage" and PREFIX_RFT.name not in stages:
+    method = get(config.method)
+    for stage in method.stages:
+        _check_stage(stage, config)
+    if config.prefix.loss != "advantage" and not any(stage.prefix_loss for stage in method.stages):
         raise ConfigError(
-            f"prefix.loss = {config.prefix.loss!r} has no meaning for {name}, which does not train prefixes by it; leave "
-            "it at 'advantage' or use method 'prefix_rft'"
+            f"prefix.loss = {config.prefix.loss!r} has no meaning for method {config.method!r}, which does not train "
+            "prefixes by it; leave it at 'advantage' or use method 'prefix_rft'"
         )
-    for stage in stages.values():
-        default = LossConfig().advantage
-        if stage.advantage not in (None, config.loss.advantage) and config.loss.advantage != default:
-            raise ConfigError(
-                f"loss.advantage = {config.loss.advantage!r} has no meaning for {name}, which is defined with "
-                f"{stage.advantage!r}; leave it at {default!r}"
-            )
-        if stage.rows is prefixes.hybrid_rows and rollout.hybrid_rows == 0:
-            raise ConfigError(
-                f"rollout.hybrid_rows = 0 leaves {name} without prefixes; use at least 1, or method 'rft'"
-            )
-        if stage.rows is prefixes.plain_and_demonstration_rows and rollout.rows_per_problem < 2:
-            raise ConfigError(
-                f"rollout.rows_per_problem = {rollout.rows_per_problem} leaves {name} no row to sample beside the "
-                "demonstration; use at least 2"
-            )
     return method
+
+
+def _check_stage(stage: Stage, config: RunConfig) -> None:
+    rollout, name = config.rollout, f"method {config.method!r}"
+    if not stage.samples:
+        return
+    for known in stage.advantages:
+        if known not in ESTIMATORS:
+            raise ConfigError(f"advantages of stage {stage.name!r} name {known!r}; use some of {', '.join(ESTIMATORS)}")
+    default = LossConfig().advantage
+    if stage.estimator(config) != config.loss.advantage != default:
+        raise ConfigError(
+            f"loss.advantage = {config.loss.advantage!r} has no meaning for {name}, which is defined with "
+            f"{' or '.join(map(repr, stage.advantages))}; leave it at {default!r}"
+        )
+    if config.loss.updates_per_rollout > rollout.problems_per_step:
+        raise ConfigError(
+            f"loss.updates_per_rollout = {config.loss.updates_per_rollout} is more than rollout.problems_per_step = "
+            f"{rollout.problems_per_step}, and the rows of a problem stay together; lower it"
+        )
+    rows = rollout.rows_per_problem
+    # Rows that the baseline is a mean of: one alone has none.
+    counts: dict[RowPlan, int] = {
+        prefixes.plain_rows: rows,
+        prefixes.hybrid_rows: rows - rollout.hybrid_rows,
+        prefixes.plain_and_demonstration_rows: rows - 1,
+        prefixes.shared_prefix_rows: 0,
+        prefixes.hint_rows: 0,
+    }
+    plain = counts.get(stage.rows, rows)
+    baseline = plain if stage.estimator(config) == "plain_baseline" else rows
+    if baseline < 2:
+        raise ConfigError(
+            f"rollout.rows_per_problem = {rows} leaves {name} {max(baseline, 0)} rows for the baseline of "
+            f"{stage.estimator(config)!r}; use more rows, so that there are at least 2"
+        )
+    if stage.rows is prefixes.hybrid_rows and rollout.hybrid_rows == 0:
+        raise ConfigError(f"rollout.hybrid_rows = 0 leaves {name} without prefixes; use at least 1, or method 'rft'")
+    if stage.prefix_schedule and config.prefix.high == 0:
+        raise ConfigError(f"prefix.high = 0 leaves {name} without prefixes; raise it, or use method 'rft'")
+    if stage.rows is prefixes.hint_rows and config.uft.hint_steps == 0:
+        raise ConfigError(f"uft.hint_steps = 0 leaves {name} without hints; raise it, or use method 'rft'")
+
+
+def declaration(name: str, config: RunConfig) -> str:
+    """Twelve hex digits that name what a method of one's own declares; empty for a method of the kit.
+
+    A run is found by its config, which holds the method's name only: declared again under that name, it is another.
+    """
+    method = get(name)
+    if BUILT_IN.get(name) is method:
+        return ""
+    digest = hashlib.sha256()
+
+    def add(value: object) -> None:
+        if isinstance(value, types.CodeType):
+            digest.update(value.co_code + repr(value.co_names).encode())
+            for constant in value.co_consts:
+                add(constant)
+        elif isinstance(value, types.FunctionType):
+            add(value.__code__)
+        elif isinstance(value, type):
+            for _, member in sorted(vars(value).items()):
+                if isinstance(member, types.FunctionType):
+                    add(member)
+        else:
+            digest.update(repr(value).encode())
+
+    for stage in method.stages:
+        for one in (stage, stage.replay.stage) if stage.replay else (stage,):
+            settings = [one.name, one.optim, one.samples, one.demonstrations, one.advantages, sorted(one.entropy_clip)]
+            for part in (settings, one.rows, one.losses):
+                add(part)
+            for kind, loss in sorted(one.losses(config).items()):
+                add((kind, repr(loss) if is_dataclass(loss) else vars(loss)))
+                for base in type(loss).__mro__[:-1]:
+                    add(base)
+    return digest.hexdigest()[:12]

@@ -5,7 +5,9 @@ A row plan is a function ``(problem, step, config) -> rows``; methods name one (
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from prefix_rft_lab import rng, schedules
 from prefix_rft_lab.config import RunConfig
@@ -42,7 +44,7 @@ def _give_prefix(rows: list[Row], number: int, step: int, config: RunConfig) -> 
     problem = rows[0].problem
     if not problem.demonstrations:
         return
-    draws = rng.generator(config.seed, "prefix_ratio", step, problem.index, rows[0].row)
+    draws = rng.generator(config.seed, "prefix_ratio", step, *problem.key, rows[0].row)
     ratio = schedules.sample_ratio(config.prefix, step, draws)
     demonstration = demonstration_at(problem, step, config, number).ids
     length = schedules.prefix_length(ratio, len(demonstration), config.prefix.min_tokens)
@@ -56,7 +58,8 @@ def hint_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row
     The S steps are cut into K = min(``uft.parts``, S) parts; of them the first Binomial(K, p_t) are shown, where p_t falls
     from ``uft.high`` to ``uft.low`` on a half cosine over T_hint steps; after that, and without steps, rows are plain.
     The line with the answer is no step, so the answer is always left to the policy. Published code counts training
-    steps from 1, and so does p_t here.
+    steps from 1, and so does p_t here. A hint is context to the loss, but it takes its length off
+    ``rollout.max_response_tokens`` like a prefix does: all methods have one budget for a solution.
     """
     rows = plain_rows(problem, step, config)
     hint_steps = schedules.hint_steps(config)
@@ -68,7 +71,7 @@ def hint_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row
     if parts == 0:
         return rows
     probability = schedules.cosine(step + 1, init=config.uft.high, target=config.uft.low, n_steps=hint_steps)
-    shown = int(rng.generator(config.seed, "hint", step, problem.index).binomial(parts, probability))
+    shown = int(rng.generator(config.seed, "hint", step, *problem.key).binomial(parts, probability))
     steps = round(shown / parts * len(ends))
     length = ends[steps - 1] if steps else 0
     for row in rows:
@@ -102,7 +105,7 @@ def demonstration_at(problem: EncodedProblem, step: int, config: RunConfig, numb
     count = len(problem.demonstrations)
     if count == 1:
         return problem.demonstrations[0]
-    order = rng.generator(config.seed, "demonstration", step, problem.index).permutation(count)
+    order = rng.generator(config.seed, "demonstration", step, *problem.key).permutation(count)
     return problem.demonstrations[order[number % count]]
 
 
@@ -110,14 +113,17 @@ def batch_at(pool: Sequence[EncodedProblem], step: int, size: int, seed: int, pu
     """The problems of one step: a new keyed order every epoch, epochs joined without a gap.
 
     A function of the step alone, so a resumed run has no cursor to lose. A pool smaller than ``size`` comes round
-    more than once within a step.
+    more than once within a step; ``visit`` tells its groups apart.
     """
     chosen: list[EncodedProblem] = []
+    visits: Counter[int] = Counter()
     for position in range(step * size, (step + 1) * size):
         epoch, place = divmod(position, len(pool))
         if not chosen or place == 0:
             order = rng.generator(seed, purpose, epoch).permutation(len(pool))
-        chosen.append(pool[order[place]])
+        problem = pool[order[place]]
+        chosen.append(replace(problem, visit=visits[problem.index]) if visits[problem.index] else problem)
+        visits[problem.index] += 1
     return chosen
 
 

@@ -228,6 +228,12 @@ class Run:
         return (self.path / "DONE.json").is_file()
 
     @property
+    def declaration(self) -> str:
+        """Which declaration of a method of one's own it was trained by; empty for a method of the kit."""
+        path = self.path / "data.json"
+        return json.loads(path.read_text()).get("declaration", "") if path.is_file() else ""
+
+    @property
     def metrics(self) -> pd.DataFrame:
         """One row a training step; units in :data:`prefix_rft_lab.measure.METRICS`."""
         return pd.DataFrame(read_lines(self.path / "metrics.jsonl"))

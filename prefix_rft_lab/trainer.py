@@ -6,7 +6,7 @@
       -> advantages                one value a row and token kind          advantages.py
       -> entropy clip              which prefix tokens are trained         entropy.py
       -> stage.losses              a loss for each kind                    methods.py, losses.py
-      -> sum / normaliser          once over the optimizer window          here
+      -> sum / normaliser          once over the optimizer window          update.py
       -> AdamW
       -> stage.replay             a second update, on problems singled out    methods.py
 
@@ -16,10 +16,12 @@ second forward pass for old log-probabilities (with one update per rollout they 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
+import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,8 +70,12 @@ def train(
         ConfigError: the config, model or data cannot be used; nothing was written.
         RunError: the run cannot go on; what was written is kept.
     """
+    methods.check(config)
     writer = RunWriter(config, out)
     if (writer.path / "DONE.json").is_file():
+        # A kill may strike between the last two acts of a run.
+        shutil.rmtree(writer.path / "checkpoints", ignore_errors=True)
+        _refuse_another_method(Run(writer.path), config)
         return Run(writer.path)
     torch.set_num_threads(config.threads)
     with Trainer(config, writer) as trainer:
@@ -95,7 +101,16 @@ class Trainer:
         self.train_problems, self.validation_problems, self.data_report = self._load_data()
         self.updater = Updater(self.model, config, pad_id=pad_id(self.tokenizer))
         self.recorder = TokenRecorder(self.updater, self.tokenizer, config, self.train_problems, writer.path.name)
-        self.checkpoints = Checkpoints(writer.path / "checkpoints", config=config, keep=config.records.keep_checkpoints)
+        self.checkpoints = Checkpoints(
+            writer.path / "checkpoints",
+            config=config,
+            keep=config.records.keep_checkpoints,
+            start={
+                "method": methods.declaration(config.method, config),
+                "problems": _problems_hash(self.train_problems),
+                "weights": _weights_hash(self.model),
+            },
+        )
         self.hard: set[int] = set()
         """Indices of training problems that the base policy never solved in ``evaluation.hard_tries`` samples."""
         self.replay: list[int] = []
@@ -137,6 +152,18 @@ class Trainer:
                     f"method = {config.method!r} needs demonstrations and none of the {len(train_problems)} training "
                     "problems has one; bring some, or use method 'rft'"
                 )
+            if stage.replay is not None and stage.replay.batch(config) > with_demonstration:
+                raise ConfigError(
+                    f"method = {config.method!r} waits for {stage.replay.batch(config)} problems before an update, and "
+                    f"{with_demonstration} have a demonstration; lower relift.batch_problems"
+                )
+            if stage.rows is prefixes.hint_rows and not any(
+                d.step_ends for p in train_problems for d in p.demonstrations
+            ):
+                raise ConfigError(
+                    f"method = {config.method!r} shows solution steps, which are lines, and no demonstration has more "
+                    "than one line; bring others, or use method 'prefix_rft'"
+                )
         report = {
             "train": len(train_problems),
             "with_demonstration": with_demonstration,
@@ -144,6 +171,7 @@ class Trainer:
             "validation": len(validation),
             "dropped": dict(dropped),
             "tokenizer": tokenizer_id(self.tokenizer),
+            "declaration": methods.declaration(config.method, config),
         }
         for reason, count in dropped.items():
             log.warning("%d x %s", count, reason)
@@ -199,6 +227,7 @@ class Trainer:
         found = self.checkpoints.newest(self.model)
         self._find_hard_problems()
         place = found[0] if found else Place(stage=0, step=0, global_step=0)
+        self.checkpoints.forget_after(place.global_step if found else -1)
         self.verifier.timeouts = place.verifier_timeouts
         # Without a checkpoint everything is written again, the evaluation before the first step too.
         writer.rewind(place.global_step if found else -1)
@@ -228,6 +257,7 @@ class Trainer:
                     self._evaluate_during(global_step, stage.name)
                 if (config.records.checkpoint_every and global_step % config.records.checkpoint_every == 0) or last:
                     seconds = place.seconds + time.perf_counter() - started
+                    self._refuse_broken_weights(global_step)
                     self.checkpoints.save(
                         Place(
                             stage=index,
@@ -319,38 +349,34 @@ class Trainer:
         replay = stage.replay
         if replay is None:
             return {}
-        groups: dict[int, list[Row]] = {}
+        groups: dict[tuple[int, ...], list[Row]] = {}
         for row in rows:
-            groups.setdefault(row.problem.index, []).append(row)
-        for index, group in groups.items():
-            if group[0].problem.demonstrations and index not in self.replay and replay.enters(group):
-                self.replay.append(index)
+            groups.setdefault(row.problem.key, []).append(row)
+        for group in groups.values():
+            problem = group[0].problem
+            if problem.demonstrations and problem.index not in self.replay and replay.enters(group):
+                self.replay.append(problem.index)
         size = replay.batch(self.config)
-        line: dict[str, Any] = {"replay_loss": float("nan"), "replay_updated": 0}
+        line: dict[str, Any] = {"replay_loss": float("nan"), "replay_grad_norm": float("nan"), "replay_updated": 0}
         if len(self.replay) >= size:
             by_index = {problem.index: problem for problem in self.train_problems}
             newest = [by_index[self.replay.pop()] for _ in range(size)]
             again = [row for problem in newest for row in replay.stage.rows(problem, step, self.config)]
             result = self.updater.update(again, replay.stage, replay.section(self.config), optimizers["replay"], step)
-            line = {"replay_loss": result.loss, "replay_updated": 1}
+            line = {"replay_loss": result.loss, "replay_grad_norm": result.grad_norm, "replay_updated": 1}
         return {**line, "replay_problems": len(self.replay)}
 
     def _generate(self, rows: list[Row], stage: methods.Stage, step: int) -> None:
         config = self.config
         sampled = [row for row in rows if not row.is_demonstration]
-        # A problem that comes round twice within a step is a second group: it must not repeat the first one's samples.
-        visits: Counter[tuple[int, int]] = Counter()
-        requests = []
-        for row in sampled:
-            place = (row.problem.index, row.row)
-            requests.append(
-                Request(
-                    context_ids=row.problem.prompt_ids + row.prefix_ids,
-                    max_new_tokens=config.rollout.max_response_tokens - len(row.prefix_ids),
-                    key=rng.key(config.seed, f"rollout/{stage.name}", step, *place, visits[place]),
-                )
+        requests = [
+            Request(
+                context_ids=row.problem.prompt_ids + row.prefix_ids,
+                max_new_tokens=config.rollout.max_response_tokens - len(row.prefix_ids),
+                key=rng.key(config.seed, f"rollout/{stage.name}", step, row.problem.index, row.row, row.problem.visit),
             )
-            visits[place] += 1
+            for row in sampled
+        ]
         completions = self.engine.generate(requests, temperature=config.rollout.temperature)
         for row, completion in zip(sampled, completions, strict=True):
             row.sampled_ids = completion.token_ids
@@ -385,7 +411,7 @@ class Trainer:
             if p.demonstrations
         ]
         out = {}
-        stats = self.updater.stats_without_grad(probe)
+        stats = self.updater.stats_without_grad(probe, temperature=1.0)
         for name, chosen in (
             ("demonstration_nll", stats),
             (
@@ -432,6 +458,11 @@ class Trainer:
             row.sampled_ids = completion.token_ids
         return float(torch.cat([entropy for _, entropy in self.updater.stats_without_grad(rows)]).mean())
 
+    def _refuse_broken_weights(self, global_step: int) -> None:
+        """Raise rather than keep weights that are no numbers: a policy that fails alike in all rows has loss 0."""
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
+            raise _diverged("weights = nan", global_step, self.writer.path)
+
     def _finish(self, seconds: float) -> None:
         config = self.config
         summary: dict[str, Any] = {"method": config.method, "seed": config.seed, "splits": {}}
@@ -463,9 +494,39 @@ class Trainer:
 
 
 def _refuse_non_finite(line: dict[str, Any], path: Path) -> None:
-    for name in ("loss", "grad_norm"):
+    replay = ("replay_loss", "replay_grad_norm") if line.get("replay_updated") else ()
+    names = [name for name in line if name.startswith(("nll_", "entropy_"))]
+    for name in ("loss", "grad_norm", *replay, *names):
         if not math.isfinite(line[name]):
-            raise RunError(
-                f"{name} = {line[name]} at step {line['global_step']}: the run diverged; lower rl.lr or sft.lr. What was "
-                f"recorded before is kept in {path}"
-            )
+            raise _diverged(f"{name} = {line[name]}", line["global_step"], path)
+
+
+def _diverged(what: str, global_step: int, path: Path) -> RunError:
+    return RunError(
+        f"{what} at step {global_step}: the run diverged; lower rl.lr or sft.lr (relift.lr). What was recorded before is "
+        f"kept in {path}"
+    )
+
+
+def _refuse_another_method(run: Run, config: RunConfig) -> None:
+    """A run is found by its method's name; refuse one that was trained by another declaration under that name."""
+    now = methods.declaration(config.method, config)
+    if run.declaration != now:
+        raise RunError(
+            f"{run.path} was trained by another declaration of method {config.method!r} ({run.declaration or 'the kit'} "
+            f"there, {now or 'the kit'} here); give the new one another name, or delete the run"
+        )
+
+
+def _problems_hash(problems: Sequence[EncodedProblem]) -> str:
+    """Twelve hex digits that name the training problems as the policy reads them."""
+    digest = hashlib.sha256()
+    for p in problems:
+        digest.update(json.dumps([p.index, p.prompt_ids, p.problem.answer, [d.ids for d in p.demonstrations]]).encode())
+    return digest.hexdigest()[:12]
+
+
+def _weights_hash(model: Any) -> str:
+    """Twelve hex digits that tell the weights before training from others; sums, since they may be many."""
+    sums = [(name, float(parameter.detach().double().sum())) for name, parameter in model.named_parameters()]
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:12]

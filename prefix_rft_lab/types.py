@@ -63,6 +63,13 @@ class EncodedProblem:
     """Position in the source: the ``problem`` part of every random key."""
     prompt_ids: list[int]
     demonstrations: tuple[Demonstration, ...] = ()
+    visit: int = 0
+    """How often the problem came before within the same step: an epoch may end inside it, a small pool come round."""
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """The ``problem`` part of a random key; a second visit within a step draws anew."""
+        return (self.index, self.visit) if self.visit else (self.index,)
 
     @property
     def demonstration_ids(self) -> list[int] | None:

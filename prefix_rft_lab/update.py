@@ -7,6 +7,7 @@ beyond rounding.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -82,21 +83,21 @@ class Updater:
             diagnose: also measure the gradient norm of each token kind, which holds one more gradient a kind in memory,
                 and how far the policy moved, which costs one more forward pass. The update is the same to the bit.
         """
-        windows = _cut(rows, self.config.loss.updates_per_rollout)
+        windows = _cut(rows, self.config.loss.updates_per_rollout) if stage.samples else [rows]
         row_advantages = self._advantages(rows, stage)
         old: list[torch.Tensor] | None = None
+        entropy: torch.Tensor | None = None
         if len(windows) > 1:
-            old = [torch.cat([logp for logp, _ in self.stats_without_grad(window)]) for window in windows]
+            before = [self.stats_without_grad(window) for window in windows]
+            old = [torch.cat([logp for logp, _ in window]) for window in before]
+            entropy = torch.cat([entropy for window in before for _, entropy in window])
         results = []
         start = 0
         for number, window in enumerate(windows):
             part = {kind: values[start : start + len(window)] for kind, values in row_advantages.items()}
             start += len(window)
-            warm = min(1.0, (step + 1) / (section.warmup_fraction * section.steps or 1))
-            done = step / max(section.steps, 1)
-            decay = (1 + math.cos(math.pi * done)) / 2 if section.decay == "cosine" else 1.0
             for group in optimizer.param_groups:
-                group["lr"] = section.lr * warm * decay
+                group["lr"] = learning_rate(section, step)
             results.append(
                 self._update_window(
                     window,
@@ -110,10 +111,14 @@ class Updater:
                 )
             )
         result = results[0] if len(results) == 1 else _merge(results)
-        return self._movement(rows, result) if diagnose and stage.samples else result
+        if not (diagnose and stage.samples):
+            return result
+        return self._movement(rows, result, result.entropy if entropy is None else entropy.to(self.device))
 
-    def _movement(self, rows: Sequence[Row], result: UpdateResult) -> UpdateResult:
+    def _movement(self, rows: Sequence[Row], result: UpdateResult, entropy: torch.Tensor) -> UpdateResult:
         """The result with how far the step moved the policy, measured on its own samples.
+
+        ``entropy``, (tokens,) nats, is that of the policy before the step.
 
         KL(old || new) is estimated without bias by the mean of r - 1 - log r with r = new / old, which is never negative
         (J. Schulman, Approximating KL divergence, 2020).
@@ -123,11 +128,11 @@ class Updater:
         if not sampled.any():
             return result
         log_ratio = (torch.cat([logp for logp, _ in after]).to(self.device) - result.old_logp)[sampled]
-        entropy = torch.cat([entropy for _, entropy in after]).to(self.device)
+        change = torch.cat([entropy for _, entropy in after]).to(self.device) - entropy
         return replace(
             result,
             kl=float((log_ratio.exp() - 1 - log_ratio).mean()),
-            entropy_change=float((entropy - result.entropy)[sampled].mean()),
+            entropy_change=float(change[sampled].mean()),
         )
 
     def _advantages(self, rows: list[Row], stage: methods.Stage) -> dict[TokenKind, torch.Tensor]:
@@ -135,11 +140,11 @@ class Updater:
         if not stage.samples:
             zeros = torch.zeros(len(rows))
             return dict.fromkeys(KIND_NAMES, zeros)
-        # Rows of a group stand side by side and start again at row 0.
-        group = torch.tensor(np.cumsum([row.row == 0 for row in rows]))
+        places: dict[tuple[int, ...], int] = {}
+        group = torch.tensor([places.setdefault(row.problem.key, len(places)) for row in rows])
         prefix_group = torch.tensor([row.prefix_number if row.prefix_ids else -1 for row in rows])
         scores = torch.tensor([row.score for row in rows], dtype=torch.float32)
-        values = credit.ESTIMATORS[stage.advantage or self.config.loss.advantage](
+        values = credit.ESTIMATORS[stage.estimator(self.config)](
             scores, group, prefix_group, rows_per_prefix=self.config.rollout.rows_per_prefix
         )
         return {
@@ -160,12 +165,14 @@ class Updater:
                 batches.append([i])
         return batches
 
-    def stats_without_grad(self, rows: Sequence[Row]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(logp, entropy) of the response tokens of each row, in row order."""
+    def stats_without_grad(
+        self, rows: Sequence[Row], *, temperature: float | None = None
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(logp, entropy) of the response tokens of each row, in row order; at ``rollout.temperature`` unless told."""
         found: list[tuple[torch.Tensor, torch.Tensor]] = [(torch.empty(0), torch.empty(0))] * len(rows)
         with torch.no_grad():
             for indices in self.micro_batches(rows):
-                stats = self._forward([rows[i] for i in indices])
+                stats = self._forward([rows[i] for i in indices], temperature)
                 counts = [len(rows[i].response_ids) for i in indices]
                 for i, logp, entropy in zip(
                     indices, stats.logp.split(counts), stats.entropy.split(counts), strict=True
@@ -173,9 +180,11 @@ class Updater:
                     found[i] = (logp, entropy)
         return found
 
-    def _forward(self, rows: Sequence[Row]) -> TokenStats:
+    def _forward(self, rows: Sequence[Row], temperature: float | None) -> TokenStats:
         batch = pad_rows(rows, self.pad_id, self.device)
-        return response_stats(self.model, batch, temperature=self.config.rollout.temperature, autocast=self.autocast)
+        if temperature is None:
+            temperature = self.config.rollout.temperature
+        return response_stats(self.model, batch, temperature=temperature, autocast=self.autocast)
 
     def _update_window(
         self,
@@ -191,6 +200,8 @@ class Updater:
     ) -> UpdateResult:
         config = self.config
         token_losses = stage.losses(config)
+        # What was not sampled has no sampling temperature: SFT is at 1.
+        temperature = None if stage.samples else 1.0
         # All below is flat over the window's response tokens, in row order.
         counts = [len(row.response_ids) for row in rows]
         kinds = torch.tensor([k for row in rows for k in row.kinds], device=self.device)
@@ -223,7 +234,9 @@ class Updater:
         all_entropy = torch.zeros(len(kinds), device=self.device)
 
         def measure(indices: list[int]) -> None:
-            for i, (logp, entropy) in zip(indices, self.stats_without_grad([rows[i] for i in indices]), strict=True):
+            for i, (logp, entropy) in zip(
+                indices, self.stats_without_grad([rows[i] for i in indices], temperature=temperature), strict=True
+            ):
                 all_logp[offsets[i] : offsets[i + 1]] = logp
                 all_entropy[offsets[i] : offsets[i + 1]] = entropy
 
@@ -242,7 +255,7 @@ class Updater:
         limited = torch.zeros(len(kinds), dtype=torch.bool, device=self.device)
         for indices, place in zip(batches, places, strict=True):
             batch = [rows[i] for i in indices]
-            stats = self._forward(batch)
+            stats = self._forward(batch, temperature)
             all_logp[place] = stats.logp.detach().float()
             all_entropy[place] = stats.entropy.detach().float()
             if concerned and one_pass:
@@ -342,12 +355,23 @@ class Updater:
         uniforms: torch.Tensor | None = None
         if settings.keep == "random":
             draws = [
-                rng.generator(self.config.seed, "clip", step, row.problem.index, row.row).random(len(row.response_ids))
+                rng.generator(self.config.seed, "clip", step, *row.problem.key, row.row).random(len(row.response_ids))
                 for row in rows
             ]
             uniforms = torch.from_numpy(np.concatenate(draws)).to(entropies.device)
-        stays = clip.clip_mask(
-            entropies, ranked, settings.keep_fraction, keep=settings.keep, group=group, uniforms=uniforms
+        # Rows of a problem share contexts, so sampled tokens tie; ties go by problem and row, whatever the order of rows.
+        by_name = sorted(range(len(rows)), key=lambda i: (rows[i].problem.key, rows[i].row))
+        rank = torch.empty(len(rows), dtype=torch.long)
+        rank[by_name] = torch.arange(len(rows))
+        order = rank[_row_of(rows)].argsort(stable=True).to(entropies.device)
+        stays = torch.empty_like(ranked)
+        stays[order] = clip.clip_mask(
+            entropies[order],
+            ranked[order],
+            settings.keep_fraction,
+            keep=settings.keep,
+            group=None if group is None else group[order],
+            uniforms=None if uniforms is None else uniforms[order],
         )
         return ~ranked | stays
 
@@ -374,8 +398,23 @@ def _norm(tensors: Sequence[torch.Tensor]) -> float:
 
 
 def _cut(rows: list[Row], parts: int) -> list[list[Row]]:
-    """Rows in ``parts`` consecutive windows of nearly equal size; fewer if there are fewer rows."""
-    return [[rows[i] for i in part] for part in np.array_split(np.arange(len(rows)), min(parts, len(rows)))]
+    """Rows in ``parts`` consecutive windows of about equal size that leave the rows of a problem together."""
+    groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row.problem.key)]
+    return [
+        [row for i in part for row in groups[i]]
+        for part in np.array_split(np.arange(len(groups)), min(parts, len(groups)))
+    ]
+
+
+def learning_rate(section: OptimConfig, step: int) -> float:
+    """Learning rate of a stage's step, from 0: a linear warm-up that reaches the peak, then a constant or half a cosine
+    that would reach 0 after the last step."""
+    warmup = math.ceil(section.warmup_fraction * section.steps - 1e-9)
+    if step < warmup:
+        return section.lr * (step + 1) / warmup
+    if section.decay == "constant":
+        return section.lr
+    return section.lr * (1 + math.cos(math.pi * (step - warmup) / max(section.steps - warmup, 1))) / 2
 
 
 def _merge(results: list[UpdateResult]) -> UpdateResult:

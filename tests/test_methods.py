@@ -317,7 +317,15 @@ def test_micro_batch_normalisation_is_the_published_one(base, small, tiny):
         ({"method": "dr_po", "prefix.loss": "frozen"}, "or use method 'prefix_rft'"),
         ({"method": "uft", "loss.advantage": "grpo_prefix"}, "method 'uft', which is defined with 'grpo'"),
         ({"rollout.hybrid_rows": 0}, "rollout.hybrid_rows = 0 leaves method 'prefix_rft' without prefixes"),
-        ({"method": "luffy", "rollout.rows_per_problem": 1}, "use at least 2"),
+        ({"method": "luffy", "rollout.rows_per_problem": 1}, "so that there are at least 2"),
+        ({"method": "rl_sft_loss", "rollout.rows_per_problem": 2}, "1 rows for the baseline of 'plain_baseline'"),
+        ({"method": "dr_po", "loss.advantage": "plain_baseline"}, "0 rows for the baseline of 'plain_baseline'"),
+        ({"method": "luffy", "loss.advantage": "dr_grpo_prefix_v2"}, "defined with 'dr_grpo' or 'grpo' or 'plain_base"),
+        ({"loss.updates_per_rollout": 3}, "more than rollout.problems_per_step = 2"),
+        ({"prefix.high": 0.0, "prefix.low": 0.0}, "prefix.high = 0 leaves method 'prefix_rft' without prefixes"),
+        ({"method": "uft", "uft.hint_steps": 0}, "uft.hint_steps = 0 leaves method 'uft' without hints"),
+        ({"uft.low": 0.9, "uft.high": 0.5}, "uft.low = 0.9 lies above uft.high = 0.5"),
+        ({"prefix.schedule": "uniform", "prefix.delay_steps": 5}, "no meaning with prefix.schedule = 'uniform'"),
     ],
 )
 def test_settings_without_meaning_are_refused(small, changes, words):
@@ -325,6 +333,76 @@ def test_settings_without_meaning_are_refused(small, changes, words):
         methods.check(small(**changes))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_estimator_that_is_not_known_is_refused(small, monkeypatch):
+    stage = replace(stage_of("rft"), advantages=("median",))
+    monkeypatch.setitem(METHODS, "mine", methods.Method(title="Mine", stages=(stage,)))
+    with pytest.raises(ConfigError, match=r"advantages of stage 'rft' name 'median'; use some of dr_grpo, "):
+        methods.check(small(method="mine"))
+
+
+def test_luffy_has_no_clip_where_the_policy_has_moved(base, small, problem):
+    """In the second window ratios are not 1: sampled tokens are trained on -A r whatever r, demonstrations on f(p) alone."""
+    stage = stage_of("luffy")
+    changes = {"loss.updates_per_rollout": 2, "loss.clip_low": 0.001, "loss.clip_high": 0.001, "loss.dual_clip": 1.001}
+    config = small(**changes)
+    rows = rows_of(stage, problem, config) + rows_of(stage, replace(problem, visit=1), config)
+    model = copy.deepcopy(base)
+    with torch.no_grad():
+        old = [logp for logp, _ in token_stats(model, rows[4:])]
+    gradients = []
+
+    class Step(torch.optim.SGD):
+        def step(self, closure=None):
+            gradients.append(torch.cat([p.grad.flatten().clone() for p in self.param_groups[0]["params"]]))
+            if len(gradients) == 2:
+                self.before_second = [p.detach().clone() for p in self.param_groups[0]["params"]]
+            super().step()
+
+    optimizer = Step(model.parameters(), lr=2.0)
+    section = config.rl.model_copy(update={"grad_clip": 1e9, "lr": 2.0})
+    result = Updater(model, config, pad_id=0).update(rows, stage, section, optimizer, 0)
+    moved = copy.deepcopy(base)
+    with torch.no_grad():
+        for parameter, value in zip(moved.parameters(), optimizer.before_second, strict=True):
+            parameter.copy_(value)
+    stats = token_stats(moved, rows[4:])
+    ratios = [(logp - before).exp() for (logp, _), before in zip(stats[:3], old[:3], strict=True)]
+    assert max(float((ratio.detach() - 1).abs().max()) for ratio in ratios) > 0.01, "else nothing could be clipped"
+    loss = sum(-a * ratio.sum() for a, ratio in zip((0.5, -0.5, -0.5), ratios, strict=True))
+    probs = stats[3][0].exp()
+    loss = (loss - 0.5 * (probs / (probs + 0.1)).sum()) / (4 * LIMIT)
+    expected = gradient_of(moved, loss)
+    assert (gradients[1] - expected).norm() <= 1e-6 * expected.norm()
+    assert not result.limited.any()
+
+
+def test_a_declaration_is_named_by_what_it_says(small, monkeypatch):
+    config = small(method="rft")
+    assert methods.declaration("rft", config) == ""
+
+    def named(**changes):
+        stage = replace(stage_of("sft"), **changes)
+        monkeypatch.setitem(METHODS, "mine", methods.Method(title="Mine", stages=(stage,)))
+        return methods.declaration("mine", config)
+
+    def weighted(weight):
+        return lambda config: {PREFIX: methods.NegativeLogLikelihood(weight=weight)}
+
+    class Half(methods.NegativeLogLikelihood):
+        def tokens(self, inputs, config):
+            found = super().tokens(inputs, config)
+            return methods.TokenLosses(loss=found.loss / 2, clipped=found.clipped)
+
+    names = [
+        named(),
+        named(losses=weighted(2.0)),
+        named(losses=weighted(3.0)),
+        named(losses=lambda config: {PREFIX: Half()}),
+    ]
+    assert len(set(names)) == 4 and all(len(name) == 12 for name in names)
+    assert named(losses=weighted(2.0)) == names[1], "said again, it is the same"
 
 
 def test_every_method_accepts_the_presets(small):

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from prefix_rft_lab import measure, methods, trainer
+from prefix_rft_lab import checkpoint, measure, methods, trainer
 from prefix_rft_lab.checkpoint import Checkpoints, Place
 from prefix_rft_lab.config import ConfigError
 from prefix_rft_lab.experiments import main_comparison
@@ -31,7 +32,7 @@ from prefix_rft_lab.rewards import Verifier, extract_answer
 from prefix_rft_lab.runs import FOLLOWED, Run, RunError, RunWriter, directory_of, read_lines
 from prefix_rft_lab.tasks.base_policy import ASSETS
 from prefix_rft_lab.trainer import Trainer
-from prefix_rft_lab.types import KIND_NAMES
+from prefix_rft_lab.types import KIND_NAMES, TokenKind
 
 
 class TextVerifier:
@@ -439,10 +440,50 @@ def test_a_checkpoint_of_another_model_says_what_differs(written):
         Checkpoints(folder, config=config, keep=2).newest(torch.nn.Linear(3, 2))
 
 
+def write_state(folder, change):
+    """Change a checkpoint's state.json as somebody would who also knows of its hash."""
+    path = folder / "state.json"
+    state = json.loads(path.read_text())
+    del state["digest"]
+    change(state)
+    path.write_text(json.dumps({**state, "digest": checkpoint._digest_of(state)}))
+
+
+def test_a_checkpoint_of_another_start_says_what_differs(written, tiny):
+    folder, config, *_ = written
+    with pytest.raises(RunError, match=r"belongs to another start: problems None there, 'abc' here"):
+        Checkpoints(folder, config=config, keep=2, start={"problems": "abc"}).newest(tiny[0])
+
+
+@pytest.mark.parametrize("damage", ["place", "no files", "a list", "nothing in it"])
+def test_a_damaged_state_is_skipped(written, tiny, damage):
+    folder, config, *_ = written
+    path = folder / "step-000012" / "state.json"
+    state = json.loads(path.read_text())
+    if damage == "place":
+        state["place"]["step"] = 5
+    elif damage == "no files":
+        state["files"] = {}
+    path.write_text(json.dumps([state] if damage == "a list" else {} if damage == "nothing in it" else state))
+    with pytest.warns(UserWarning, match=r"step-000012 is skipped"):
+        assert Checkpoints(folder, config=config, keep=2).newest(tiny[0]) is None
+
+
+def test_damaged_checkpoints_do_not_outlive_new_ones(tmp_path, small, whole):
+    """They are newer by their number, and would push out what a run that begins again writes."""
+    config = small(**{"records.keep_checkpoints": 1, "records.checkpoint_every": 1})
+    folder = interrupted(config, tmp_path, 3) / "checkpoints"
+    (folder / "step-000003" / "state.json").write_text("")
+    kept = []
+    with pytest.warns(UserWarning, match="step-000003 is skipped"):
+        run = train(config, tmp_path, on_step=lambda line: kept.append([p.name for p in folder.iterdir()]))
+    assert kept[0] == ["step-000001"]
+    assert_same_run(run, whole("prefix_rft"))
+
+
 def test_a_checkpoint_of_other_versions_says_so_and_is_used(written, tiny):
     folder, config, _, _, place = written
-    state = folder / "step-000012" / "state.json"
-    state.write_text(state.read_text().replace(f'"torch": "{torch.__version__}"', '"torch": "1.0"'))
+    write_state(folder / "step-000012", lambda state: state["versions"].update(torch="1.0"))
     with pytest.warns(
         UserWarning, match=rf"other versions \(torch '1.0' there, '{re.escape(torch.__version__)}' here\)"
     ):
@@ -547,6 +588,69 @@ def test_too_little_space_at_the_start_is_refused(tmp_path, small, monkeypatch):
 
 
 # ---------------------------------------------------------------- refusals
+
+
+def test_weights_that_are_no_numbers_are_never_kept(tmp_path, small):
+    """A broken policy fails alike in all rows: loss and gradient are 0, and only the second update shows it."""
+    config = small(method="relift", **{"relift.batch_problems": 1, "relift.lr": 1e37, "records.checkpoint_every": 1})
+    with pytest.raises(RunError, match=r"at step \d: the run diverged; lower rl.lr or sft.lr \(relift.lr\)"):
+        train(config, tmp_path)
+    path = directory_of(config, tmp_path)
+    assert not Run(path).done
+    for file in path.rglob("*.safetensors"):
+        assert all(torch.isfinite(weight).all() for weight in load_file(file).values())
+
+
+def test_problems_that_changed_are_noticed(tmp_path, small):
+    rows = [
+        {"problem": f"{a}+3", "answer": str(a + 3), "solution": f"{a}+3={a + 3}\n\\boxed{{{a + 3}}}"}
+        for a in range(1, 15)
+    ]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = small(**{"data.problems": str(file), "data.eval_problems": 2, "records.checkpoint_every": 1})
+    with pytest.raises(Stop):
+        train(config, tmp_path, on_step=stop_after(2))
+    file.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
+    with pytest.raises(RunError, match=r"belongs to another start: problems '\w+' there, '\w+' here"):
+        train(config, tmp_path)
+
+
+def test_a_method_that_was_declared_again_is_another_run(tmp_path, small, monkeypatch):
+    def declare(weight):
+        stage = replace(
+            methods.SFT, losses=lambda config: {TokenKind.PREFIX: methods.NegativeLogLikelihood(weight=weight)}
+        )
+        monkeypatch.setitem(METHODS, "mine", methods.Method(title="Mine", stages=(stage,)))
+
+    declare(1.0)
+    config = small(method="mine")
+    run = train(config, tmp_path)
+    declare(1.0)
+    assert train(config, tmp_path).path == run.path
+    declare(100.0)
+    with pytest.raises(
+        RunError, match=r"another declaration of method 'mine' \(\w+ there, \w+ here\); give the new one"
+    ):
+        train(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"method": "relift", "relift.batch_problems": 100}, "waits for 100 problems before an update, and 12 have"),
+        ({"method": "uft", "data.problems": "one line"}, "no demonstration has more than one line"),
+    ],
+)
+def test_methods_that_the_data_cannot_feed_say_so(tmp_path, small, changes, words):
+    rows = [{"problem": f"{a}+3", "answer": str(a + 3), "solution": f"\\boxed{{{a + 3}}}"} for a in range(1, 15)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if "data.problems" in changes:
+        changes = changes | {"data.problems": str(tmp_path / "mine.jsonl"), "data.eval_problems": 2}
+    with pytest.raises(ConfigError) as caught:
+        train(small(**changes), tmp_path / "runs")
+    assert words in str(caught.value)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_diverged_run_is_refused_and_its_records_kept(tmp_path, small):
@@ -677,6 +781,7 @@ def test_files_of_a_run(whole, small):
         "train": 12,
         "with_demonstration": 12,
         "demonstrations": 12,
+        "declaration": "",
         "validation": 4,
         "dropped": {},
         "tokenizer": run.tokenizer,
