@@ -77,12 +77,6 @@ class PrefixConfig(_Section):
             raise ValueError(
                 f"prefix.low = {self.low} lies above prefix.high = {self.high}; lower it or raise prefix.high"
             )
-        for name, value in (("delay_steps", self.delay_steps), ("warmup_ratio", self.warmup_ratio)):
-            if value and self.schedule in ("uniform", "constant"):
-                raise ValueError(
-                    f"prefix.{name} = {value} has no meaning with prefix.schedule = {self.schedule!r}, which does not "
-                    "move; leave it at 0, or use cosine or linear"
-                )
         return self
 
 
