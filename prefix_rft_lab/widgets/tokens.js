@@ -145,7 +145,12 @@ function render({ model, el }) {
       if (data.columns.logp) out.push(["probability", `${number(Math.exp(data.columns.logp(global)))}  (log ${number(data.columns.logp(global))})`]);
       add("advantage", "advantage", "");
       add("ratio", "ratio", "");
-      if (data.columns.kept && data.kind(global) === 0 && data.columns.kept(global) !== UNKNOWN) out.push(["clip", data.columns.kept(global) ? "kept: trained with its advantage" : "clipped: advantage 0"]);
+      if (data.columns.kept && data.kind(global) === 0 && data.columns.kept(global) !== UNKNOWN) {
+        // Whole demonstrations are only read: they have no advantage, and the update's threshold says what would be.
+        const read = !data.columns.advantage || Number.isNaN(data.columns.advantage(global));
+        const [kept, clipped] = read ? ["would be kept: only read", "would be clipped: only read"] : ["kept: trained with its advantage", "clipped: advantage 0"];
+        out.push(["clip", data.columns.kept(global) ? kept : clipped]);
+      }
       return out;
     }
     function describe(i) {
