@@ -190,6 +190,18 @@ def test_a_saved_trusted_notebook_revives_without_running_a_cell(lab, chromium, 
     page.context.close()
 
 
+def test_without_a_kernel_pictures_stand_in(lab, chromium, saved):
+    other = nbformat.from_dict(json.loads(json.dumps(saved)))
+    other.metadata["kernelspec"] = {"name": "gone", "display_name": "Gone", "language": "python"}
+    lab.write("kernelless", other)
+    lab.trust("kernelless")
+    page = lab.open(chromium, "kernelless", kernel=False)
+    wait_for(lambda: page.locator(".jp-RenderedImage img").count() == 3)
+    assert all(image.is_visible() for image in page.locator(".jp-RenderedImage img").all())
+    assert page.locator(".prefix-explorer").count() == 0 and page.elsewhere == []
+    page.context.close()
+
+
 def test_an_untrusted_notebook_shows_pictures(lab, chromium, saved):
     # A notebook is trusted by what it says: this one says something else than the signed one.
     other = nbformat.from_dict(json.loads(json.dumps(saved)))
