@@ -95,6 +95,7 @@ def test_edits_reach_the_model_and_bad_ones_say_why(page):
     number.fill("0.3")
     number.press("Enter")
     assert page.evaluate("() => window.model.get('low')") == 0.3
+    settle(page)  # the next frame writes 0.3 into the field
     number.fill("0.99")
     number.press("Enter")
     page.get_by_text("Low = 0.99 lies above high = 0.95; raise high first.").wait_for()
