@@ -98,12 +98,8 @@ class Lab:
             check=True, capture_output=True,
         )  # fmt: skip
 
-    def open(self, browser: Any, name: str, *, width: int = 1280, kernel: bool = True) -> Any:
-        """A page with the notebook; ``page.problems`` and ``page.elsewhere`` record console errors and other hosts.
-
-        Args:
-            kernel: wait for its kernel; else choose "No Kernel" where JupyterLab asks, as it does for one it doesn't know.
-        """
+    def open(self, browser: Any, name: str, *, width: int = 1280) -> Any:
+        """A page with the notebook; ``page.problems`` and ``page.elsewhere`` record console errors and other hosts."""
         context = browser.new_context(viewport={"width": width, "height": 1000}, reduced_motion="reduce")
         page = context.new_page()
         page.problems, page.elsewhere = [], []
@@ -122,10 +118,7 @@ class Lab:
         page.goto(f"{self.address}/doc/tree/{name}.ipynb?token={self.token}&reset")
         page.wait_for_function("() => window.jupyterapp", timeout=60_000)
         page.evaluate("() => window.jupyterapp.restored")
-        if kernel:
-            page.wait_for_function(READY, timeout=60_000)
-        else:
-            page.get_by_role("button", name="No Kernel", exact=True).click(timeout=60_000)
+        page.wait_for_function(READY, timeout=60_000)
         return page
 
     @staticmethod
