@@ -236,7 +236,8 @@ class DataConfig(_Section):
     eval_problems: int = Field(256, ge=1)
     """Problems of each evaluation split; with a file, they are held out from it before the training problems."""
     expert: str = "thorough"
-    """Who wrote the demonstrations of the embedded world: thorough, terse, verbose, noisy10, noisy30, wrong, self.
+    """Who wrote the demonstrations of the embedded world: thorough, terse, verbose, noisy10, noisy30, wrong; or a policy:
+    ``self`` (the one that is trained, before), ``policy:DIRECTORY``, or ``run:NAME`` (a finished run in the same folder).
     Several names joined by ``+`` give every problem one demonstration of each."""
     demonstration_fraction: float = Field(1.0, ge=0, le=1)
     """Share of the training problems that keep their demonstration, in [0, 1]."""
@@ -363,8 +364,17 @@ class RunConfig(_Section):
         return self.from_dict(_with_changes(type(self), self.to_dict(), changes))
 
     def hash(self) -> str:
-        """Twelve hex digits that name everything but the run's name and seed."""
-        values = {key: value for key, value in self.to_dict().items() if key not in ("name", "seed")}
+        """Twelve hex digits that name everything but the run's name and seed.
+
+        Only departures from the defaults are hashed, so that a field which a later version adds makes no stranger of a
+        finished run. That a default was changed since, :func:`prefix_rft_lab.trainer.train` finds by the whole config.
+        """
+        defaults = dict(flatten(type(self)().to_dict()))
+        values = {
+            name: value
+            for name, value in flatten(self.to_dict())
+            if name not in ("name", "seed") and not (name in defaults and defaults[name] == value)
+        }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -45,13 +45,7 @@ PROFILES = {
     "quick": Profile(seeds=(0, 1), changes={}),
     "full": Profile(
         seeds=(0, 1, 2, 3, 4),
-        changes={
-            "rollout.problems_per_step": 24,
-            "rl.steps": 300,
-            "prefix.decay_steps": 300,
-            "sft.steps": 120,
-            "data.eval_problems": 512,
-        },
+        changes={"data.eval_problems": 512},
     ),
 }
 

@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 
 from prefix_rft_lab import measure, methods, prefixes, rng
 from prefix_rft_lab.checkpoint import Checkpoints, Place
-from prefix_rft_lab.config import ConfigError, RunConfig
+from prefix_rft_lab.config import ConfigError, RunConfig, flatten
 from prefix_rft_lab.evaluate import sample_scores, summarise
 from prefix_rft_lab.generation import Completion, Request, TransformersEngine
 from prefix_rft_lab.policy import autocast_dtype, device_of, load_policy, save_policy
@@ -75,7 +75,7 @@ def train(
     if (writer.path / "DONE.json").is_file():
         # A kill may strike between the last two acts of a run.
         shutil.rmtree(writer.path / "checkpoints", ignore_errors=True)
-        _refuse_another_method(Run(writer.path), config)
+        _refuse_another_run(Run(writer.path), config)
         return Run(writer.path)
     torch.set_num_threads(config.threads)
     with Trainer(config, writer) as trainer:
@@ -143,7 +143,7 @@ class Trainer:
                 f"data.problems = {config.data.problems!r} leaves no validation problem whose prompt fits "
                 f"rollout.max_prompt_tokens = {config.rollout.max_prompt_tokens}; raise it or bring other problems"
             )
-        if config.data.expert == "self" or config.data.expert.startswith("policy:"):
+        if config.data.expert == "self" or config.data.expert.startswith(("policy:", "run:")):
             train_problems = self._write_demonstrations(train_problems)
         with_demonstration = sum(bool(p.demonstrations) for p in train_problems)
         for stage in self.method.stages:
@@ -178,11 +178,20 @@ class Trainer:
         return train_problems, validation, report
 
     def _write_demonstrations(self, problems: list[EncodedProblem]) -> list[EncodedProblem]:
-        """Demonstrations by a policy: the base policy itself (``self``), or one in a directory (``policy:DIR``)."""
+        """Demonstrations by a policy: the base policy itself (``self``), one in a directory (``policy:DIR``), or that of a
+        finished run beside this one (``run:NAME``)."""
         expert = self.config.data.expert
         engine = self.engine
         if expert != "self":
-            other = self.config.replace(**{"model.path": expert.removeprefix("policy:")})
+            folder = expert.removeprefix("policy:")
+            if expert.startswith("run:"):
+                run = self.writer.path.parent / expert.removeprefix("run:")
+                if not (run / "DONE.json").is_file():
+                    raise ConfigError(
+                        f"data.expert = {expert!r} is no finished run in {self.writer.path.parent}; train it there first"
+                    )
+                folder = str(run / "model")
+            other = self.config.replace(**{"model.path": folder})
             model, tokenizer = load_policy(other)
             if tokenizer.get_vocab() != self.tokenizer.get_vocab():
                 raise ConfigError(
@@ -508,8 +517,16 @@ def _diverged(what: str, global_step: int, path: Path) -> RunError:
     )
 
 
-def _refuse_another_method(run: Run, config: RunConfig) -> None:
-    """A run is found by its method's name; refuse one that was trained by another declaration under that name."""
+def _refuse_another_run(run: Run, config: RunConfig) -> None:
+    """A finished run is found by a hash of its config's departures from the defaults, and by its method's name: refuse
+    one that was trained under other defaults, or by another declaration under that name."""
+    before, after = (dict(flatten(c.to_dict())) for c in (run.config, config))
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            raise RunError(
+                f"{run.path} was trained with {name} = {before.get(name)!r}, which was the default then; it is "
+                f"{after.get(name)!r} now: set it, or delete the run to train it again"
+            )
     now = methods.declaration(config.method, config)
     if run.declaration != now:
         raise RunError(

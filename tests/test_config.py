@@ -43,6 +43,18 @@ def test_hash_names_everything_but_name_and_seed():
     assert set(changed) <= set(values)
 
 
+def test_hash_is_of_departures_from_the_defaults(monkeypatch):
+    """A later version may add a field: runs without it keep their names, as long as it has its default."""
+    before = preset("tiny").hash()
+    values = RunConfig.to_dict
+
+    def with_a_new_field(self):
+        return values(self) | {"later": {"added": "default"}}
+
+    monkeypatch.setattr(RunConfig, "to_dict", with_a_new_field)
+    assert preset("tiny").hash() == before
+
+
 def test_replace_changes_one_field_and_leaves_the_original():
     config = preset("tiny")
     other = config.replace(**{"prefix.low": 0.1, "seed": 3, "data.columns.problem": "question"})

@@ -805,3 +805,20 @@ def test_evaluation_only_before_and_after(tmp_path, small):
     run = train(small(method="rft", **{"evaluation.every": 0, "evaluation.hard_tries": 0, "rl.steps": 3}), tmp_path)
     assert run.evaluations["global_step"].tolist() == [0, 3]
     assert "hard" not in run.evaluations or run.evaluations["hard"].isna().all()
+
+
+def test_a_finished_run_of_other_defaults_is_not_passed_off_as_this_one(tmp_path, small):
+    config = small(method="base")
+    run = train(config, tmp_path)
+    path = run.path / "config.json"
+    text = path.read_text()
+    written = json.loads(text)
+    written["loss"]["dual_clip"] = 2.5
+    path.write_text(json.dumps(written))
+    with pytest.raises(
+        RunError, match=r"trained with loss\.dual_clip = 2\.5, which was the default then; it is 3\.0 now"
+    ):
+        train(config, tmp_path)
+    del written["loss"]["dual_clip"]
+    path.write_text(json.dumps(written))
+    assert train(config, tmp_path).path == run.path, "a field that did not exist then has its default"

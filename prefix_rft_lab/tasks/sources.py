@@ -37,10 +37,10 @@ def load_problems(config: DataConfig, split: str) -> tuple[list[Problem], Counte
     """
     if config.problems == "chains":
         by_rule = chains.EXPERTS.keys() >= set(config.expert.split("+"))
-        if not by_rule and config.expert != "self" and not config.expert.startswith("policy:"):
+        if not by_rule and config.expert != "self" and not config.expert.startswith(("policy:", "run:")):
             raise ConfigError(
                 f"data.expert = {config.expert!r} is not known; use one of {', '.join([*chains.EXPERTS, 'self'])} "
-                "or policy:DIRECTORY (several of the first joined by +)"
+                "policy:DIRECTORY or run:NAME (several of the first joined by +)"
             )
         count = config.train_problems if split == "train" else config.eval_problems
         written = config.expert if by_rule else "thorough"
