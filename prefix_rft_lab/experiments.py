@@ -45,7 +45,12 @@ PROFILES = {
     "quick": Profile(seeds=(0, 1), changes={}),
     "full": Profile(
         seeds=(0, 1, 2, 3, 4),
-        changes={"data.eval_problems": 512},
+        changes={
+            "rl.steps": 200,
+            "prefix.decay_steps": 200,
+            "sft.steps": 80,
+            "data.eval_problems": 512,
+        },
     ),
 }
 
