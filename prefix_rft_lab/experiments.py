@@ -14,6 +14,9 @@ from prefix_rft_lab.config import ConfigError, RunConfig, preset
 MAIN_METHODS = ("base", "sft", "rft", "sft_then_rft", "prefix_rft")
 """The methods of the main comparison; ``base`` is the policy before training."""
 
+SWEEPS = ("main", "demo_quality", "demonstration_fraction", "problem_fraction", "components", "methods")
+"""The sweeps that answer a question; the kit's others only serve them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
@@ -22,6 +25,10 @@ class Profile:
     seeds: tuple[int, ...]
     changes: dict[str, Any]
     """Dotted config fields and values, over the preset ``tiny``."""
+    sweeps: tuple[str, ...] = ()
+    """Sweeps of the kit (:mod:`prefix_rft_lab.sweeps`) that a reproduction trains; the first is the main comparison."""
+    notebooks: tuple[str, ...] | None = None
+    """Numbers of the notebooks that a reproduction runs, e.g. ``("01", "02")``; None for all."""
 
 
 PROFILES = {
@@ -41,8 +48,14 @@ PROFILES = {
             "records.tokens_every": 2,
             "records.checkpoint_every": 2,
         },
+        sweeps=SWEEPS,
     ),
-    "quick": Profile(seeds=(0, 1), changes={}),
+    "quick": Profile(
+        seeds=(0, 1),
+        changes={},
+        sweeps=("main", "demo_quality", "demonstration_fraction", "problem_fraction"),
+        notebooks=("01", "02", "03", "04", "05"),
+    ),
     "full": Profile(
         seeds=(0, 1, 2, 3, 4),
         changes={
@@ -51,6 +64,7 @@ PROFILES = {
             "sft.steps": 80,
             "data.eval_problems": 512,
         },
+        sweeps=SWEEPS,
     ),
 }
 

@@ -26,6 +26,7 @@ from prefix_rft_lab.config import ConfigError, flatten, preset
 from prefix_rft_lab.methods import METHODS
 from prefix_rft_lab.plots import RunFigure
 from prefix_rft_lab.runs import Run, RunError, directory_of, source_hash, write_json, write_text
+from prefix_rft_lab.sweeps import Plan
 
 QUESTION = (
     "From one base policy, one set of problems and one evaluation: which method of post-training scores highest, and "
@@ -88,6 +89,7 @@ def write_report(
     title: str,
     seconds: float | None = None,
     notebooks: Sequence[Path] = (),
+    sweeps: Mapping[str, tuple[Plan, Sequence[Run]]] = {},
 ) -> Path:
     """Write ``report.html``, ``report.md``, ``summary.json``, ``figures/`` and ``gallery.html`` into a folder.
 
@@ -95,6 +97,7 @@ def write_report(
         runs: finished or not; unfinished ones are named and left out of the final scores.
         seconds: how long the notebooks took, if known.
         notebooks: executed notebooks to name.
+        sweeps: name -> (what was planned, its runs).
 
     Returns:
         path of ``report.html``.

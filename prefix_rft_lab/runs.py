@@ -175,6 +175,7 @@ READERS = (
     "pool.py",
     "report.py",
     "stats.py",
+    "sweeps.py",
     "tokens_published.py",
     "weighting.py",
     "widgets",
