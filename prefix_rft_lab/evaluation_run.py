@@ -174,6 +174,40 @@ def evaluate_benchmarks(
     return found
 
 
+MANY = "many"
+"""Name of the table of a run whose policy was sampled many times: ``run.evaluation(MANY)``."""
+
+
+def sample_many(
+    run: Run, *, k: int, problems: int, split: str = "test", progress: Callable[[int, str], None] | None = None
+) -> Evaluation:
+    """Sample a finished run's policy many times into ``<run>/evaluation/many.parquet``; an interrupted call goes on.
+
+    The keys are those of the run's final evaluation, so that its samples are the first of these.
+
+    Args:
+        k: samples of each problem.
+        problems: only the first so many problems of the split.
+
+    Raises:
+        ConfigError, RunError: as :func:`config_for` and :func:`evaluate_policy`.
+    """
+    config = config_for(str(run.path), changes={"evaluation.k": k})
+    return evaluate_policy(
+        config, split=split, limit=problems, out=run.path / "evaluation" / f"{MANY}.parquet", progress=progress
+    )
+
+
+def has_many(run: Run, *, k: int, problems: int, split: str = "test") -> bool:
+    """Whether :func:`sample_many` has finished for a run at this size."""
+    beside = run.path / "evaluation" / f"{MANY}.json"
+    if not beside.is_file() or not beside.with_suffix(".parquet").is_file():
+        return False
+    found = json.loads(beside.read_text(encoding="utf-8"))
+    wanted = (split, k, min(problems, run.config.data.eval_problems))
+    return (found["split"], found["summary"]["k"], found["summary"]["problems"]) == wanted
+
+
 class _Sampler:
     """One policy and one verifier, for one evaluation or several."""
 

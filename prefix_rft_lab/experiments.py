@@ -29,6 +29,10 @@ class Profile:
     """Sweeps of the kit (:mod:`prefix_rft_lab.sweeps`) that a reproduction trains; the first is the main comparison."""
     notebooks: tuple[str, ...] | None = None
     """Numbers of the notebooks that a reproduction runs, e.g. ``("01", "02")``; None for all."""
+    many_samples: int = 256
+    """Samples of each problem where pass@k is followed to large k (:func:`prefix_rft_lab.pool.sample_all`)."""
+    many_problems: int = 96
+    """Test problems sampled so often."""
 
 
 PROFILES = {
@@ -49,10 +53,14 @@ PROFILES = {
             "records.checkpoint_every": 2,
         },
         sweeps=SWEEPS,
+        many_samples=8,
+        many_problems=6,
     ),
     "quick": Profile(
         seeds=(0, 1),
         changes={},
+        many_samples=64,
+        many_problems=48,
         sweeps=("main", "demo_quality", "demonstration_fraction", "problem_fraction"),
         notebooks=("01", "02", "03", "04", "05"),
     ),

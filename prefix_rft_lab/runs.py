@@ -164,6 +164,7 @@ def environment(threads: int) -> dict[str, Any]:
 READERS = (
     "__main__.py",
     "cli.py",
+    "demonstrations.py",
     "doctor.py",
     "entropy_analysis.py",
     "evaluation_run.py",

@@ -321,6 +321,45 @@ def by_level(
     return pd.DataFrame(rows)
 
 
+def deltas(
+    runs: Sequence[Run], control: str, split: str = "test", metric: str = "avg", *, label: Label | None = None
+) -> pd.DataFrame:
+    """One row a method (or label) but the control: its difference to the control, paired over problems.
+
+    Args:
+        control: name of the group that is taken off.
+
+    Returns:
+        method, title, seeds, problems, k; ``delta``, ``low``, ``high`` (two-level 95%); resampled.
+
+    Raises:
+        ConfigError: no such control, or as :func:`compare`.
+        RunError: as :func:`compare`.
+    """
+    groups = group(runs, label)
+    if control not in groups:
+        raise ConfigError(f"control = {control!r} is not among the runs; they are {', '.join(groups)}")
+    measured = scores(groups, split)
+    metric_name(metric, 1)
+    rows = []
+    for name, members in groups.items():
+        if name == control:
+            continue
+        both = measured[name].values[metric], measured[control].values[metric]
+        rows.append(
+            {
+                "method": name,
+                "title": title(name, members),
+                "seeds": len(members),
+                "problems": measured[name].problems,
+                "k": measured[name].k,
+                **_columns("", two_level_delta(*both, (name, control)), "delta"),
+                "resampled": _resampled_what(min(len(members), len(groups[control]))),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def pass_curve(runs: Sequence[Run], split: str = "test", *, label: Label | None = None) -> pd.DataFrame:
     """Unbiased pass@k of every method for k = 1 to the number of samples K.
 
@@ -430,6 +469,77 @@ def summarise_curve(frame: pd.DataFrame) -> pd.DataFrame:
         low, high = np.nanpercentile(means[:, several], [2.5, 97.5], axis=0)
         out.loc[several, "low"], out.loc[several, "high"] = low, high
     return out
+
+
+# ---------------------------------------------------------------------- what a run cost
+
+COSTS = {
+    "tokens": "tokens sampled and trained",
+    "sampled": "tokens sampled",
+    "trained": "tokens trained",
+    "seconds": "wall time (seconds)",
+}
+"""Cost -> how axes call it."""
+
+
+def spent(run: Run) -> pd.DataFrame:
+    """What training had cost after each step, as the run recorded it.
+
+    Sampled tokens are those that the policy generated; trained tokens all that went through a forward and backward pass,
+    demonstrations and prefixes among them. Not counted: evaluations, token records, and the demonstrations of ReLIFT's
+    second updates (``replay_updated`` says how many there were); seconds hold the latter.
+
+    Returns:
+        index global_step (steps done, from 0), columns of :data:`COSTS`; a single row of zeros for an untrained policy.
+    """
+    table = records(run, "metrics")
+    columns = dict.fromkeys(COSTS, 0.0)
+    if table.empty:
+        return pd.DataFrame([columns], index=pd.Index([0], name="global_step"))
+
+    def column(name: str) -> pd.Series:
+        return table[name].fillna(0) if name in table else pd.Series(0.0, index=table.index)
+
+    # Tokens of demonstrations are all of the kind prefix, in supervised stages too.
+    sampled = column("tokens_on_policy") + column("tokens_continuation")
+    trained = sampled + column("tokens_prefix")
+    seconds = column("seconds_rollout") + column("seconds_score") + column("seconds_update")
+    steps = pd.DataFrame({"tokens": sampled + trained, "sampled": sampled, "trained": trained, "seconds": seconds})
+    steps.index = pd.Index(table["global_step"].to_numpy(int) + 1, name="global_step")
+    start = pd.DataFrame([columns], index=pd.Index([0], name="global_step"))
+    return pd.concat([start, steps.cumsum()])
+
+
+def cost_curve(
+    runs: Sequence[Run], column: str = "avg", cost: str = "tokens", *, label: Label | None = None
+) -> pd.DataFrame:
+    """A column of the evaluations against what training had cost by then.
+
+    Returns:
+        one row a method and evaluation that all its seeds recorded: method, title, global_step, cost (mean over seeds),
+        mean, low, high (95% bootstrap over seeds, NaN for one), one ``seed_<n>`` column a seed.
+
+    Raises:
+        ConfigError: an unknown cost, no runs, or mixed configs.
+    """
+    if cost not in COSTS:
+        raise ConfigError(f"cost = {cost!r} is not known; use one of {', '.join(COSTS)}")
+    parts = []
+    for name, members in group(runs, label).items():
+        frame = seed_curves(members, column).dropna()
+        if frame.empty:
+            continue
+        part = summarise_curve(frame).drop(columns="n")
+        paid = [spent(run)[cost].reindex(frame.index).to_numpy(float) for run in members if run.seed in frame]
+        part.insert(0, "method", name)
+        part.insert(1, "title", title(name, members))
+        part.insert(3, "cost", np.mean(paid, axis=0))
+        for seed in frame:
+            part[f"seed_{seed}"] = frame[seed].to_numpy()
+        parts.append(part)
+    if not parts:
+        raise ConfigError(f"column = {column!r} is not in the evaluations of these runs; see measure.METRICS for names")
+    return pd.concat(parts, ignore_index=True)
 
 
 # ---------------------------------------------------------------------- sentences

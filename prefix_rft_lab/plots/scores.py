@@ -95,7 +95,8 @@ def pass_at_k(runs: Sequence[Run], split: str = "test", *, label: Label | None =
         colour, marker = style_of(members[0], name, label, place)
         part = table[table["method"] == name]
         axes.fill_between(part["k"], part["low"], part["high"], color=colour, alpha=0.13, lw=0)
-        axes.plot(part["k"], part["mean"], color=colour, lw=1.8, marker=marker, ms=4.5)
+        doubled = [place for place, k in enumerate(part["k"]) if int(k).bit_count() == 1]
+        axes.plot(part["k"], part["mean"], color=colour, lw=1.8, marker=marker, ms=4.5, markevery=doubled)
     most = int(table["k"].max())
     if most > 2:
         axes.set_xscale("log", base=2)
