@@ -114,54 +114,6 @@ def train_all(
     return [Run(directory_of(config, out)) for config in configs]
 
 
-def sample_all(
-    runs: Sequence[Run],
-    *,
-    k: int,
-    problems: int,
-    split: str = "test",
-    workers: int = 2,
-    progress: bool = True,
-    seconds_limit: float | None = None,
-) -> list[Run]:
-    """Sample the policies of finished runs many times in worker processes, for pass@k at large k.
-
-    Each run gets ``evaluation/many.parquet``, so that ``run.evaluation("many")`` and
-    ``stats.pass_curve(runs, "many")`` read it. A table of this size that is there already is kept, and an interrupted one
-    goes on.
-
-    Args:
-        k: samples of each problem.
-        problems: the first so many problems of the split.
-        workers, progress, seconds_limit: as :func:`train_all`.
-
-    Returns:
-        the runs, as they were given.
-
-    Raises:
-        ConfigError: a run that is not finished, or without saved weights; k, problems or workers below 1.
-        PoolError: runs that could not be sampled; the tables of the others are finished.
-    """
-    from prefix_rft_lab import evaluation_run
-
-    for name, value in (("k", k), ("problems", problems), ("workers", workers)):
-        if value < 1:
-            raise ConfigError(f"{name} = {value} cannot be used: it should be at least 1")
-    for run in runs:
-        if not run.done:
-            raise ConfigError(f"run = {str(run.path)!r} is not finished; train it to its end first")
-        evaluation_run.config_for(str(run.path))  # refuses one without saved weights
-    size = {"k": k, "problems": problems, "split": split}
-    todo = [run for run in {run.path: run for run in runs}.values() if not evaluation_run.has_many(run, **size)]
-    if todo:
-        jobs = [_Samples(run, size) for run in todo]
-        with Status(sum(job.steps for job in jobs), progress, unit="problem") as status:
-            failures = _Pool(jobs, min(workers, len(jobs)), status, seconds_limit).run()
-        if failures:
-            raise PoolError(failures, len({run.path for run in runs}) - len(failures))
-    return list(runs)
-
-
 class _Job:
     """One run from the caller's side: its request, and how far its records say it is."""
 
@@ -211,31 +163,6 @@ class _Job:
         return Failure(
             config=self.config, path=self.path, sentence=sentence, log=self.log if started else None, tail=tail
         )
-
-
-class _Samples(_Job):
-    """Many samples of a finished run; its steps are problems."""
-
-    def __init__(self, run: Run, size: dict[str, Any]) -> None:
-        super().__init__(run.config, run.path.parents[1])
-        self.path = run.path
-        self.size = size
-        self.steps = min(size["problems"], run.config.data.eval_problems)
-
-    def request(self) -> dict[str, Any]:
-        return {"run": str(self.path), "size": self.size, "log": str(self.log)}
-
-    def look(self) -> bool:
-        before = self.done_steps
-        with contextlib.suppress(OSError):
-            # A head, and a line a batch.
-            batches = (self.path / "evaluation" / ".many.parts.jsonl").read_bytes().count(b"\n") - 1
-            batch = max(1, self.config.rollout.max_batch_rows // self.size["k"])
-            self.done_steps = max(self.done_steps, min(batches * batch, self.steps))
-        return self.done_steps != before
-
-    def __str__(self) -> str:
-        return f"{self.config.method} s{self.config.seed} problem {self.done_steps}"
 
 
 class _Worker:
@@ -402,12 +329,11 @@ class Status:
     :data:`LINE_SECONDS`; nothing if ``shown`` is False.
 
     Args:
-        total: steps (or what ``unit`` names) in all, or None for a text without a bar.
+        total: steps in all, or None for a text without a bar.
     """
 
-    def __init__(self, total: int | None, shown: bool = True, *, unit: str = "step") -> None:
+    def __init__(self, total: int | None, shown: bool = True) -> None:
         self.total = total
-        self.unit = unit
         self.shown = shown
         self._bar: Any = None
         self._file = os.environ.get(STATUS_FILE)
@@ -415,7 +341,7 @@ class Status:
         if shown and not self._file and (sys.stderr.isatty() or in_notebook()):
             from tqdm.auto import tqdm
 
-            layout = {"bar_format": "{desc} [{elapsed}]"} if total is None else {"unit": unit}
+            layout = {"bar_format": "{desc} [{elapsed}]"} if total is None else {"unit": "step"}
             self._bar = tqdm(total=total, dynamic_ncols=True, **layout)
 
     def update(self, done: int, text: str) -> None:
@@ -429,7 +355,7 @@ class Status:
                 self._bar.set_postfix_str(text, refresh=False)
             self._bar.refresh()
             return
-        line = text if self.total is None else f"{done}/{self.total} {self.unit}s, {text}"
+        line = text if self.total is None else f"{done}/{self.total} steps, {text}"
         now = time.monotonic()
         if line == self._last[0] or (not self._file and now - self._last[1] < LINE_SECONDS):
             return
@@ -495,7 +421,6 @@ def _serve() -> None:
     """The worker's loop. Stdout carries answers only: whatever a library prints goes to the run's log."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    from prefix_rft_lab.evaluation_run import sample_many
     from prefix_rft_lab.trainer import train
 
     quiet()
@@ -507,10 +432,7 @@ def _serve() -> None:
                 os.dup2(sink.fileno(), descriptor)
         answer: dict[str, Any] = {"event": "done"}
         try:
-            if "size" in request:
-                sample_many(Run(request["run"]), **request["size"])
-            else:
-                train(RunConfig.from_dict(request["config"]), out=request["out"], progress=False)
+            train(RunConfig.from_dict(request["config"]), out=request["out"], progress=False)
         except (ConfigError, RunError) as error:
             answer = {"event": "failed", "message": " ".join(str(error).split())}
             print(answer["message"], file=sys.stderr)

@@ -322,39 +322,47 @@ def by_level(
 
 
 def deltas(
-    runs: Sequence[Run], control: str, split: str = "test", metric: str = "avg", *, label: Label | None = None
+    runs: Sequence[Run],
+    control: str | Mapping[str, str],
+    split: str = "test",
+    metric: str = "avg",
+    *,
+    label: Label | None = None,
 ) -> pd.DataFrame:
     """One row a method (or label) but the control: its difference to the control, paired over problems.
 
     Args:
-        control: name of the group that is taken off.
+        control: name of the group that is taken off; or of each group its own, and groups that are not named have none.
 
     Returns:
-        method, title, seeds, problems, k; ``delta``, ``low``, ``high`` (two-level 95%); resampled.
+        method, title, control, seeds, problems, k; ``delta``, ``low``, ``high`` (two-level 95%); resampled.
 
     Raises:
         ConfigError: no such control, or as :func:`compare`.
         RunError: as :func:`compare`.
     """
     groups = group(runs, label)
-    if control not in groups:
-        raise ConfigError(f"control = {control!r} is not among the runs; they are {', '.join(groups)}")
+    own = dict.fromkeys(groups, control) if isinstance(control, str) else dict(control)
+    for name in own.values():
+        if name not in groups:
+            raise ConfigError(f"control = {name!r} is not among the runs; they are {', '.join(groups)}")
     measured = scores(groups, split)
     metric_name(metric, 1)
     rows = []
     for name, members in groups.items():
-        if name == control:
+        if name not in own or own[name] == name:
             continue
-        both = measured[name].values[metric], measured[control].values[metric]
+        both = measured[name].values[metric], measured[own[name]].values[metric]
         rows.append(
             {
                 "method": name,
                 "title": title(name, members),
+                "control": own[name],
                 "seeds": len(members),
                 "problems": measured[name].problems,
                 "k": measured[name].k,
-                **_columns("", two_level_delta(*both, (name, control)), "delta"),
-                "resampled": _resampled_what(min(len(members), len(groups[control]))),
+                **_columns("", two_level_delta(*both, (name, own[name])), "delta"),
+                "resampled": _resampled_what(min(len(members), len(groups[own[name]]))),
             }
         )
     return pd.DataFrame(rows)
@@ -469,6 +477,60 @@ def summarise_curve(frame: pd.DataFrame) -> pd.DataFrame:
         low, high = np.nanpercentile(means[:, several], [2.5, 97.5], axis=0)
         out.loc[several, "low"], out.loc[several, "high"] = low, high
     return out
+
+
+def area_under_curve(runs: Sequence[Run], column: str = "avg", *, label: Label | None = None) -> pd.DataFrame:
+    """Mean height of an evaluation column over training (trapezoids over steps): quick learning counts, not the end alone.
+
+    Returns:
+        one row a method: method, title, seeds; ``area`` (mean over seeds, in the column's unit), low, high (95% bootstrap
+        over seeds; equal to the area for one seed); one ``seed_<n>`` column a seed. Methods without steps are left out.
+
+    Raises:
+        ConfigError: no runs, or mixed configs.
+    """
+    rows = []
+    for name, members in group(runs, label).items():
+        frame = seed_curves(members, column).dropna()
+        if len(frame) < 2:
+            continue
+        steps = frame.index.to_numpy(float)
+        areas = np.trapezoid(frame.to_numpy(float), steps, axis=0) / (steps[-1] - steps[0])
+        interval = two_level(areas[:, None], name)
+        rows.append(
+            {
+                "method": name,
+                "title": title(name, members),
+                "seeds": len(areas),
+                **_columns("", interval, "area"),
+                **{f"seed_{seed}": float(area) for seed, area in zip(frame, areas, strict=True)},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def improvement(
+    runs: Sequence[Run], split: str = "test", metric: str = "avg", *, label: Label | None = None
+) -> pd.DataFrame:
+    """Probability that a run of the row's method scores higher than one of the column's, over all pairs of seeds.
+
+    Ties count as half (Agarwal et al. 2021, arXiv 2108.13264, over seeds of one task).
+
+    Returns:
+        square, index and columns are titles of methods (or labels); NaN on the diagonal.
+
+    Raises:
+        ConfigError, RunError: as :func:`compare`.
+    """
+    groups = group(runs, label)
+    metric_name(metric, 1)
+    means = {name: own.values[metric].mean(axis=1) for name, own in scores(groups, split).items()}
+    titles = [title(name, members) for name, members in groups.items()]
+    table = [
+        [float("nan") if a == b else float(np.mean((np.sign(x[:, None] - y) + 1) / 2)) for b, y in means.items()]
+        for a, x in means.items()
+    ]
+    return pd.DataFrame(table, index=titles, columns=titles)
 
 
 # ---------------------------------------------------------------------- what a run cost

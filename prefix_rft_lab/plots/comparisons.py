@@ -31,17 +31,19 @@ _BOOTSTRAP = "95% bootstrap over seeds and problems (problems only where there i
 
 def forest(
     runs: Sequence[Run],
-    control: str,
+    control: str | Mapping[str, str],
     split: str = "test",
     metric: str = "avg",
     *,
     label: Label | None = None,
+    against: str = "",
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> RunFigure:
     """How much every method (or label) differs from a control, with 95% intervals; filled where they leave out 0.
 
     Args:
-        control: name of the group that is taken off.
+        control: name of the group that is taken off, or of each group its own.
+        against: how the control is called; its title if not given.
         groups: heading -> names below it, in the order of the figure; names that are not among the runs are left out, and
             names in no group come last.
 
@@ -53,7 +55,8 @@ def forest(
     if table.empty:
         raise ConfigError(f"control = {control!r} is the only one among the runs; add runs to compare with it")
     table = _grouped(table, groups or {})
-    reference = escaped(stats.title(control, members[control]))
+    controls = list(dict.fromkeys(table["control"]))
+    reference = escaped(against or " or ".join(stats.title(name, members[name]) for name in controls))
     name = stats.metric_name(metric, int(table["k"].iloc[0]))
     note = (
         f"{split} split, {int(table['problems'].iloc[0])} problems, {_counts(members)}; bars: {_BOOTSTRAP}; filled: the interval "
@@ -123,7 +126,8 @@ def dose_response(
     controls: Sequence[Run] = (),
     log: bool = True,
     ticks: Callable[[float], str] = "{:g}".format,
-    names: Callable[[float], str] | None = None,
+    label: Label | None = None,
+    names: Callable[[Run], str] | None = None,
 ) -> RunFigure:
     """A score against a dose (a fraction, a quality): a line a method with 95% bands, single seeds as dots.
 
@@ -133,7 +137,8 @@ def dose_response(
         controls: runs without a dose, one config a method: dashed level lines.
         log: whether the dose has a logarithmic axis.
         ticks: how a dose is written on the axis.
-        names: a word for each dose, written above it.
+        label: tells configs of one method and one dose apart, which are then points without a line.
+        names: a word for a run's dose, written at its place.
 
     Raises:
         ConfigError: no runs, a dose that is not above 0 on a logarithmic axis, or runs that were not evaluated alike.
@@ -141,16 +146,17 @@ def dose_response(
     """
     if log and (low := min((dose(run) for run in runs), default=1.0)) <= 0:
         raise ConfigError(f"dose = {low:g} has no place on a logarithmic axis; give it as a control, or use log=False")
-    keys = {f"{run.title}, {dose(run):.6g}": (run.method, dose(run)) for run in runs}
+    own = label or (lambda run: f"{run.title}, {dose(run):.6g}")
+    keys = {own(run): (run.method, dose(run)) for run in runs}
     levels = {f"{run.title} (control)": run.method for run in controls}
     inside = {id(run) for run in runs}
 
-    def label(run: Run) -> str:
-        return f"{run.title}, {dose(run):.6g}" if id(run) in inside else f"{run.title} (control)"
+    def group_of(run: Run) -> str:
+        return own(run) if id(run) in inside else f"{run.title} (control)"
 
     everyone = [*runs, *controls]
-    table = stats.compare(everyone, split, metric, label=label)
-    measured = stats.scores(stats.group(everyone, label), split)
+    table = stats.compare(everyone, split, metric, label=group_of)
+    measured = stats.scores(stats.group(everyone, group_of), split)
     table.insert(0, "name", table["method"])
     table["method"] = [keys[name][0] if name in keys else levels[name] for name in table["name"]]
     table.insert(2, "dose", [keys[name][1] if name in keys else np.nan for name in table["name"]])
@@ -159,8 +165,8 @@ def dose_response(
     titles = {run.method: run.title for run in everyone}
     styles = {run.method: style_of(run, run.method, None) for run in everyone}
     k = int(table["k"].iloc[0])
-    counts = _counts(stats.group(everyone, label))
-    note = f"{split} split, {int(table['problems'].iloc[0])} problems, {counts}; dots: seeds, bands: {_BOOTSTRAP}"
+    counts = _counts(stats.group(everyone, group_of))
+    note = f"{split} split, {int(table['problems'].iloc[0])} problems, {counts}; dots: seeds, {'bars' if label else 'bands'}: {_BOOTSTRAP}"
     handles = [
         Line2D([], [], color=styles[m][0], marker=styles[m][1], ms=5, lw=1.8, label=escaped(titles[m])) for m in methods
     ]
@@ -178,13 +184,22 @@ def dose_response(
     for method in methods:
         part = table[(table["method"] == method) & table["dose"].notna()]
         colour, marker = styles[method]
-        axes.fill_between(part["dose"], part["low"], part["high"], color=colour, alpha=0.13, lw=0)
-        axes.plot(part["dose"], part["mean"], color=colour, lw=1.8, marker=marker, ms=6, mec="white", mew=0.6)
+        if label is None:
+            axes.fill_between(part["dose"], part["low"], part["high"], color=colour, alpha=0.13, lw=0)
+            axes.plot(part["dose"], part["mean"], color=colour, lw=1.8, marker=marker, ms=6, mec="white", mew=0.6)
+        else:
+            bars = [part["mean"] - part["low"], part["high"] - part["mean"]]
+            axes.errorbar(
+                part["dose"], part["mean"], yerr=bars, color=colour, ls="", marker=marker, ms=6, mec="white", mew=0.6,
+                lw=1.4, capsize=3,
+            )  # fmt: skip
         for row in part.to_dict("records"):
-            own = measured[row["name"]].values[metric].mean(axis=1)
-            if len(own) > 1:
-                axes.plot([row["dose"]] * len(own), own, ls="", marker="o", ms=3, color=colour, alpha=0.5, mew=0)
-            for seed, score in zip(measured[row["name"]].seeds, own, strict=True):
+            by_seed = measured[row["name"]].values[metric].mean(axis=1)
+            if len(by_seed) > 1:
+                axes.plot(
+                    [row["dose"]] * len(by_seed), by_seed, ls="", marker="o", ms=3, color=colour, alpha=0.5, mew=0
+                )
+            for seed, score in zip(measured[row["name"]].seeds, by_seed, strict=True):
                 table.loc[table["name"] == row["name"], f"seed_{seed}"] = float(score)
     doses = sorted(table["dose"].dropna().unique())
     if log:
@@ -194,11 +209,14 @@ def dose_response(
         axes.set_xticks(doses, [ticks(value) for value in doses])
     else:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: ticks(value)))
-        for value in doses:
-            axes.axvline(value, color="#d9d9d9", lw=0.8, zorder=0)
+        words: dict[float, dict[str, None]] = {}
+        for run in runs:
+            words.setdefault(dose(run), {})[names(run)] = None
+        for value, these in words.items():
             axes.annotate(
-                names(value), (value, 0.02), xycoords=("data", "axes fraction"), rotation=90, fontsize=7.5, color=GREY,
-                ha="right", va="bottom", parse_math=False,
+                ", ".join(these), (value, 0.02), xycoords=("data", "axes fraction"), xytext=(-3, 0),
+                textcoords="offset points", rotation=90, fontsize=7.5, color=GREY, ha="right", va="bottom",
+                parse_math=False,
             )  # fmt: skip
     axes.set(xlabel=what + (", logarithmic" if log else ""), ylabel=COLUMN_LABELS[metric].format(k=k))
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
