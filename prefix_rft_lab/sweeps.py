@@ -29,7 +29,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefix_rft_lab import methods
-from prefix_rft_lab.config import PRESETS, ConfigError, RunConfig, _sentence, preset
+from prefix_rft_lab.config import PRESETS, ConfigError, RunConfig, preset, validation_sentence
 from prefix_rft_lab.experiments import PROFILES
 from prefix_rft_lab.pool import train_all
 from prefix_rft_lab.runs import Run, directory_of
@@ -186,7 +186,7 @@ def load(source: str | Path | Mapping[str, Any]) -> Sweep:
     try:
         sweep = Sweep.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_sentence(Sweep, error)}") from None
+        raise ConfigError(f"{where}: {validation_sentence(Sweep, error, 'sweep')}") from None
     for field, entries in [*sweep.grid.items(), *(g for p in sweep.profiles.values() for g in p.grid.items())]:
         if not entries:
             raise ConfigError(f"{where}: grid.{field} = [] leaves nothing to run; give it values or take it out")
