@@ -41,6 +41,7 @@ from prefix_rft_lab.runs import (
     RunClaimedError,
     RunDivergedError,
     RunError,
+    check_writable,
     claimed_by,
     directory_of,
     refuse_another,
@@ -99,7 +100,7 @@ def train_all(
     progress: bool = True,
     seconds_limit: float | None = None,
     run_seconds_limit: float | None = None,
-    on_end: Callable[[], None] | None = None,
+    watch: Callable[[Failure | None], None] | None = None,
 ) -> list[Run]:
     """Train runs in worker processes and return what they recorded, in the order of the configs.
 
@@ -116,11 +117,11 @@ def train_all(
         seconds_limit: wall-clock limit of the whole call; what is not finished by then counts as failed.
         run_seconds_limit: wall-clock limit of each run, counted anew when it resumes; one that takes longer counts as
             failed.
-        on_end: called whenever a run ended.
+        watch: called before the first run starts and whenever one ended, with its failure if it failed.
 
     Raises:
-        ConfigError: an unknown method, a method that only this process knows, fewer than one worker, or a limit that is
-            no positive number; nothing was started.
+        ConfigError: an unknown method, a method that only this process knows, fewer than one worker, a limit that is no
+            positive number, or a folder that cannot be written; nothing was started.
         PoolError: (a :class:`RunError`) runs that failed, each with a sentence and its log; the others are finished.
         KeyboardInterrupt: as usual; all workers are ended first.
     """
@@ -139,9 +140,10 @@ def train_all(
             )
     failures = [failure for job in jobs.values() if job.done and (failure := job.refused())]
     if todo:
+        check_writable(Path(out))
         limits = _Limits(seconds_limit, run_seconds_limit)
         with Status(sum(job.steps for job in todo), progress) as status:
-            failures += _Pool(todo, min(workers, len(todo)), status, limits, on_end).run()
+            failures += _Pool(todo, min(workers, len(todo)), status, limits, watch).run()
     if failures:
         raise PoolError(failures, len(jobs) - len(failures))
     return [Run(directory_of(config, out)) for config in configs]
@@ -181,6 +183,11 @@ class _Job:
     def stepped(self) -> float:
         """Seconds that the recorded steps took."""
         return sum(map(sum, self.seconds.values()))
+
+    @property
+    def beside(self) -> float:
+        """Seconds since it was started here that went into other things than recorded steps."""
+        return max(time.monotonic() - self.started - (self.stepped - self.stepped_before), 0.0)
 
     @property
     def author(self) -> Path | None:
@@ -324,7 +331,7 @@ class _Pool:
         size: int,
         status: Status,
         limits: _Limits,
-        on_end: Callable[[], None] | None = None,
+        watch: Callable[[Failure | None], None] | None = None,
     ) -> None:
         # The longest first, so that none of them is the last to run alone.
         self.waiting = sorted(jobs, key=lambda job: -job.cost({}, whole=True))
@@ -337,7 +344,7 @@ class _Pool:
         self.size = size
         self.status = status
         self.limits = limits
-        self.on_end = on_end
+        self.watch = watch or (lambda failure: None)
         self.jobs = list(jobs)
         self.extras: list[float] = []
         """Seconds of each run that was finished here beside its steps: start, evaluations, saving."""
@@ -350,6 +357,7 @@ class _Pool:
         """Train all jobs; the failures. No worker is left whatever happens."""
         for job in self.jobs:
             job.look()
+        self.watch(None)
         try:
             self._fill()
             while self.running or self.waiting or self.claimed:
@@ -430,7 +438,7 @@ class _Pool:
             self._fail(job, answer["message"])
         else:
             job.look()
-            self.extras.append(max(time.monotonic() - job.started - (job.stepped - job.stepped_before), 0.0))
+            self.extras.append(job.beside)
             self._end(diverged=answer["event"] == "diverged")
 
     def _drop(self, worker: _Worker) -> None:
@@ -439,16 +447,12 @@ class _Pool:
 
     def _fail(self, job: _Job, sentence: str, *, started: bool = True) -> None:
         self.failures.append(job.failure(sentence, started=started))
-        self._ended()
+        self.watch(self.failures[-1])
 
     def _end(self, *, diverged: bool) -> None:
         self.finished += 1
         self.diverged += diverged
-        self._ended()
-
-    def _ended(self) -> None:
-        if self.on_end is not None:
-            self.on_end()
+        self.watch(None)
 
     def _look_elsewhere(self) -> None:
         """What other processes have finished is finished here too; what they gave up is taken up."""
@@ -508,10 +512,12 @@ class _Pool:
         prices = step_prices(self.jobs)
         if not prices:
             return None
-        extra = sum(self.extras) / len(self.extras) if self.extras else 0.0
-        running = [worker.job.cost(prices) + extra / 2 for worker in self.running if worker.job is not None]
+        jobs = [worker.job for worker in self.running if worker.job is not None and worker.ready]
+        extras = self.extras or [job.beside for job in jobs] or [0.0]
+        extra = sum(extras) / len(extras)
+        running = [job.cost(prices) + max(extra - job.beside, 0.0) for job in jobs]
         waiting = [job.cost(prices) + extra for job in self.waiting]
-        elsewhere = [job.cost(prices) + extra / 2 for job in self.claimed]
+        elsewhere = [job.cost(prices) for job in self.claimed]
         return max([makespan(running, waiting, self.size), *elsewhere])
 
 

@@ -120,6 +120,23 @@ def disk_error(error: Exception, path: Path) -> Exception:
     )
 
 
+def check_writable(folder: Path) -> None:
+    """Create a folder and see that files can be made in it.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = _temporary(folder / "probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"out = {str(folder)!r} cannot be written ({error.strerror}); choose another folder"
+        ) from None
+
+
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=True) + "\n")
 
