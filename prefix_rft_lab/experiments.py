@@ -25,7 +25,7 @@ class Profile:
     seeds: tuple[int, ...]
     changes: dict[str, Any]
     """Dotted config fields and values, over the preset ``tiny``."""
-    sweeps: tuple[str, ...] = ()
+    sweeps: tuple[str, ...]
     """Sweeps of the kit (:mod:`prefix_rft_lab.sweeps`) that a reproduction trains; the first is the main comparison."""
     notebooks: tuple[str, ...] | None = None
     """Numbers of the notebooks that a reproduction runs, e.g. ``("01", "02")``; None for all."""

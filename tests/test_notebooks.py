@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from prefix_rft_lab import entropy_analysis, load_all
+from prefix_rft_lab import entropy_analysis, sweeps
 from prefix_rft_lab.config import ConfigError
 from prefix_rft_lab.experiments import MAIN_METHODS, PROFILES, main_comparison
 from prefix_rft_lab.notebooks import parameters_of, reproduce
@@ -23,6 +23,12 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 def reproduction(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the main job leaves, in the smoke profile."""
     return reproduce("smoke", tmp_path_factory.mktemp("reproduction"), progress=False).parent
+
+
+@pytest.fixture(scope="module")
+def main_runs(reproduction: Path):
+    """The runs of the main comparison."""
+    return sweeps.finished(sweeps.plan("main", "smoke"), reproduction / "runs")
 
 
 def test_the_sequence_is_complete():
@@ -62,14 +68,16 @@ def test_executed_notebook(reproduction, name):
 
 
 @pytest.mark.slow
-def test_what_the_main_job_leaves(reproduction):
-    runs = load_all(reproduction / "runs")
-    assert {run.method for run in runs} == set(MAIN_METHODS)
+def test_what_the_main_job_leaves(reproduction, main_runs):
+    assert {run.method for run in main_runs} == set(MAIN_METHODS)
+    for name in PROFILES["smoke"].sweeps:
+        recorded = json.loads((reproduction / "runs" / "sweeps" / f"{name}-smoke" / "sweep.json").read_text())
+        assert {row["state"] for row in recorded["runs"]} == {"finished"}
     assert (reproduction / "report.html").stat().st_size > 10_000
     assert len(list((reproduction / "figures").glob("*.pdf"))) >= 8
     summary = json.loads((reproduction / "summary.json").read_text())
     assert summary["verdicts"]["test"] and summary["verdicts"]["ood"]
-    for run in runs:
+    for run in main_runs:
         assert run.done and run.summary["splits"].keys() == {"test", "ood"}
         if run.method != "base":
             assert len(run.metrics) == sum(
@@ -79,9 +87,9 @@ def test_what_the_main_job_leaves(reproduction):
 
 
 @pytest.mark.slow
-def test_claim_of_notebook_1_at_smoke_size(reproduction):
+def test_claim_of_notebook_1_at_smoke_size(main_runs):
     """Where it holds for sure: prefixes are as long as the schedule says, and hybrid rows carry the demonstration."""
-    run = next(run for run in load_all(reproduction / "runs") if run.method == "prefix_rft")
+    run = next(run for run in main_runs if run.method == "prefix_rft")
     metrics = run.metrics
     assert (metrics["prefix_ratio"].between(metrics["prefix_ratio_low"], metrics["prefix_ratio_high"])).all()
     assert metrics["prefix_ratio_low"].is_monotonic_decreasing
@@ -93,9 +101,9 @@ def test_claim_of_notebook_1_at_smoke_size(reproduction):
 
 
 @pytest.mark.slow
-def test_claim_of_notebook_3_at_smoke_size(reproduction):
+def test_claim_of_notebook_3_at_smoke_size(main_runs):
     """Where it holds for sure: a few SFT steps lower the NLL of the demonstrations, and the clip keeps a fifth."""
-    runs = {run.method: run for run in load_all(reproduction / "runs")}
+    runs = {run.method: run for run in main_runs}
     nll = runs["sft"].evaluations["demonstration_nll"]
     assert nll.iloc[-1] < nll.iloc[0]
     kept = runs["prefix_rft"].metrics
