@@ -1,4 +1,4 @@
-"""What ``make reproduce`` trains: the main comparison, at three sizes.
+"""What ``make reproduce`` trains, at three sizes.
 
 A profile changes how much is run, never how a method works: smoke shows that everything connects (its numbers mean
 nothing), quick gives a first answer in minutes, full is the one to quote.
@@ -9,10 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from prefix_rft_lab.config import ConfigError, RunConfig, preset
-
-MAIN_METHODS = ("base", "sft", "rft", "sft_then_rft", "prefix_rft")
-"""The methods of the main comparison; ``base`` is the policy before training."""
+from prefix_rft_lab.config import ConfigError
 
 SWEEPS = ("main", "demo_quality", "demonstration_fraction", "problem_fraction", "components", "methods")
 """The sweeps that answer a question; the kit's others only serve them."""
@@ -85,21 +82,3 @@ def profile(name: str) -> Profile:
     if name not in PROFILES:
         raise ConfigError(f"profile = {name!r} is not known; use one of {', '.join(PROFILES)}")
     return PROFILES[name]
-
-
-def main_comparison(name: str, *, methods: tuple[str, ...] = MAIN_METHODS, **changes: Any) -> list[RunConfig]:
-    """Configs of every method and seed of the main comparison, longest first; ``base`` once, since it has no seed.
-
-    Args:
-        name: a profile.
-        methods: names of :data:`prefix_rft_lab.methods.METHODS`.
-        **changes: dotted config fields on top of the profile's.
-    """
-    chosen = profile(name)
-    values = {"name": f"main-{name}", **chosen.changes, **changes}
-    order = sorted(methods, key=lambda method: method in ("base", "sft"))
-    return [
-        preset("tiny", method=method, seed=seed, **values)
-        for method in order
-        for seed in (chosen.seeds[:1] if method == "base" else chosen.seeds)
-    ]

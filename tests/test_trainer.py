@@ -25,8 +25,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from prefix_rft_lab import checkpoint, measure, methods, stats, trainer
 from prefix_rft_lab.checkpoint import Checkpoints, Place
-from prefix_rft_lab.config import ConfigError
-from prefix_rft_lab.experiments import main_comparison
+from prefix_rft_lab.config import ConfigError, preset
+from prefix_rft_lab.experiments import PROFILES
 from prefix_rft_lab.methods import METHODS
 from prefix_rft_lab.rewards import Verifier, extract_answer
 from prefix_rft_lab.runs import FOLLOWED, Run, RunDivergedError, RunError, RunWriter, directory_of, read_lines
@@ -124,7 +124,7 @@ def test_the_same_seed_gives_the_same_bits(tmp_path, small, whole, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_in_the_smoke_profile(tmp_path, method):
-    (config,) = main_comparison("smoke", methods=(method,))
+    config = preset("tiny", method=method, **PROFILES["smoke"].changes)
     run = train(config, tmp_path)
     assert run.done
     assert len(run.metrics) == sum(stage.optimizer_section(config).steps for stage in METHODS[method].stages)
