@@ -230,7 +230,7 @@ def sample_all(
         if not run.done:
             raise ConfigError(f"run = {str(run.path)!r} is not finished; train it to its end first")
         config_for(str(run.path))  # refuses one without saved weights
-    size = {"k": k, "problems": problems, "split": split}
+    size: dict[str, Any] = {"k": k, "problems": problems, "split": split}
     todo = [run for run in {run.path: run for run in runs}.values() if not _has_many(run, **size)]
     waiting, failures = list(reversed(todo)), list[str]()
     processes = [_worker(todo[0].config.threads) for _ in range(min(workers, len(todo)))]

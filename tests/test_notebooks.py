@@ -184,7 +184,7 @@ def test_claim_of_notebook_6_at_smoke_size(reproduction):
 
 
 def test_without_kept_tokens_no_prefix_token_has_an_advantage(small, tmp_path):
-    run = train(small(**{"prefix.keep_fraction": 0.0}), tmp_path)
+    run = train(small(**{"prefix.keep_fraction": 0.0}), out=tmp_path)
     assert (run.metrics["kept_share"] == 0).all()
     prefix = run.tokens.query("kind == 'prefix' and row != @FOLLOWED")
     assert len(prefix) and (prefix["advantage"] == 0).all()

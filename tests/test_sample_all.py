@@ -14,7 +14,7 @@ from prefix_rft_lab.trainer import train
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, small) -> list[Run]:
     out = tmp_path_factory.mktemp("runs")
-    return [train(small(method=method, **{"sft.steps": 1}), out) for method in ("base", "sft")]
+    return [train(small(method=method, **{"sft.steps": 1}), out=out) for method in ("base", "sft")]
 
 
 @pytest.mark.slow
@@ -39,7 +39,7 @@ def test_runs_are_sampled_once_and_alike(runs):
 
 @pytest.mark.slow
 def test_one_that_fails_stops_no_other(runs, tmp_path, small):
-    broken = train(small(method="base"), tmp_path)
+    broken = train(small(method="base"), out=tmp_path)
     (broken.path / "model" / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(RunError, match=r"1 of 2 runs were not sampled") as caught:
         sample_all([broken, runs[1]], k=3, problems=2, workers=1, progress=False)
@@ -51,7 +51,7 @@ def test_what_cannot_be_sampled_is_refused_before_anything_starts(runs, tmp_path
     monkeypatch.setattr(evaluation_run, "_worker", None)
     with pytest.raises(ConfigError, match="k = 0 cannot be used"):
         sample_all(runs, k=0, problems=1)
-    bare = train(small(method="base", **{"records.save_model": False}), tmp_path)
+    bare = train(small(method="base", **{"records.save_model": False}), out=tmp_path)
     with pytest.raises(ConfigError, match="is a run without saved weights"):
         sample_all([bare], k=1, problems=1)
     (bare.path / "DONE.json").unlink()

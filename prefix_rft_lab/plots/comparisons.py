@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from prefix_rft_lab import stats
 from prefix_rft_lab.config import ConfigError
@@ -178,9 +178,9 @@ def dose_response(
     figure, grid = new_figure(7.5, 3.5, title=f"{name} against {what.partition(' (')[0]}", note=note, legends=[handles])
     axes = grid[0, 0]
     for level in levels.values():
-        row = table[(table["method"] == level) & table["dose"].isna()].iloc[0]
-        axes.axhspan(row["low"], row["high"], color=styles[level][0], alpha=0.08, lw=0)
-        axes.axhline(row["mean"], color=styles[level][0], ls=(0, (4, 3)), lw=1.2)
+        known = table[(table["method"] == level) & table["dose"].isna()].iloc[0]
+        axes.axhspan(known["low"], known["high"], color=styles[level][0], alpha=0.08, lw=0)
+        axes.axhline(known["mean"], color=styles[level][0], ls=(0, (4, 3)), lw=1.2)
     for method in methods:
         part = table[(table["method"] == method) & table["dose"].notna()]
         colour, marker = styles[method]
@@ -269,6 +269,9 @@ def score_against_cost(
             [end["cost"]], [end["mean"]], yerr=bars, color=colour, marker=marker, ms=8, mec="white", mew=0.8, capsize=3,
         )  # fmt: skip
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     axes.set(
         xlabel=f"{stats.COSTS[cost]}, logarithmic",
         ylabel=COLUMN_LABELS[last].format(k="/".join(str(k) for k in sorted({r.config.evaluation.k for r in runs})))
@@ -277,3 +280,9 @@ def score_against_cost(
     )
     caption = f"{shown} on the validation split against {stats.COSTS[cost]}: {note}."
     return finish(figure, table, caption)
+
+
+def _short(value: float) -> str:
+    """``200000`` -> ``200k``."""
+    power = next((p for p in ("M", "k") if value >= {"M": 1e6, "k": 1e3}[p]), "")
+    return f"{value / {'M': 1e6, 'k': 1e3, '': 1}[power]:g}{power}"

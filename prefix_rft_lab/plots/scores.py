@@ -82,14 +82,16 @@ def pass_at_k(runs: Sequence[Run], split: str = "test", *, label: Label | None =
     scores = stats.scores(groups, split)
     problems = next(iter(scores.values())).problems
     seeds = pd.DataFrame({"seeds": [len(members) for members in groups.values()], "method": list(groups)})
-    note = f"{split} split, {problems} problems, {seed_counts(seeds)}; bands: 95% bootstrap over seeds and problems"
+    # A table of many samples (evaluation_run.sample_all) names no split of its own.
+    where = next(iter(groups.values()))[0].evaluation(split)["split"].iloc[0]
+    note = f"{where} split, {problems} problems, {seed_counts(seeds)}; bands: 95% bootstrap over seeds and problems"
     handles = []
     for place, (name, members) in enumerate(groups.items()):
         colour, marker = style_of(members[0], name, label, place)
         handles.append(
             Line2D([], [], color=colour, marker=marker, ms=5, lw=1.8, label=escaped(stats.title(name, members)))
         )
-    figure, grid = new_figure(7.5, 3.4, title=f"pass@k on {split}", note=note, legends=[handles])
+    figure, grid = new_figure(7.5, 3.4, title=f"pass@k on {where}", note=note, legends=[handles])
     axes = grid[0, 0]
     for place, (name, members) in enumerate(groups.items()):
         colour, marker = style_of(members[0], name, label, place)
