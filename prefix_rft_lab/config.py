@@ -402,7 +402,7 @@ def _with_changes(model: type[BaseModel], values: dict[str, Any], changes: Mappi
     return values
 
 
-def _sentence(model: type[BaseModel], error: ValidationError) -> str:
+def _sentence(model: type[BaseModel], error: ValidationError, of: str = "the config") -> str:
     """The first problem of a pydantic error as one sentence: field, value, remedy."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"]) or "config"
@@ -416,7 +416,7 @@ def _sentence(model: type[BaseModel], error: ValidationError) -> str:
         known = list(parent.model_fields)
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=3, cutoff=0.5)
         remedy = f"did you mean {' or '.join(close)}?" if close else f"known names are {', '.join(known)}"
-        return f"{field} = {value!r} is not a field of the config; {remedy}"
+        return f"{field} = {value!r} is not a field of {of}; {remedy}"
     if first["type"] == "missing":
         return f"{field} is missing; give it a value"
     message = first["msg"].removeprefix("Input ")

@@ -163,6 +163,7 @@ def environment(threads: int) -> dict[str, Any]:
 
 READERS = (
     "__main__.py",
+    "claims.py",
     "cli.py",
     "doctor.py",
     "entropy_analysis.py",
