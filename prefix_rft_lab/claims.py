@@ -253,6 +253,23 @@ def judge(claims: Sequence[Claim], results: Results, *, tested: int | None = Non
     return [_verdict(claim, plans, next(iter(profiles), "full"), found, count) for claim in claims]
 
 
+def results(folder: str | Path, profile: str) -> dict[str, tuple[Plan, list[Run]]]:
+    """The sweeps that the kit's claims speak of, planned for a profile, with their finished runs below a folder.
+
+    Raises:
+        ConfigError: an unknown profile, or no finished run.
+    """
+    from prefix_rft_lab import sweeps
+    from prefix_rft_lab.runs import load_all
+
+    plans = {name: sweeps.plan(name, profile) for name in dict.fromkeys(s for c in load() for s, _ in c.sides)}
+    own = {(run.config.hash(), run.seed): run for run in load_all(folder)}
+    return {
+        name: (plan, [own[key] for key in ((c.hash(), c.seed) for c in plan.configs) if key in own])
+        for name, plan in plans.items()
+    }
+
+
 def _pool(results: Results) -> dict[tuple[str, int], Run]:
     """Every finished run once, by (config hash, seed), whichever sweeps it came with."""
     found: dict[tuple[str, int], Run] = {}

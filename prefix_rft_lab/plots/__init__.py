@@ -26,7 +26,7 @@ from prefix_rft_lab.plots.base import (
     save_figure,
     visible,
 )
-from prefix_rft_lab.plots.scores import final_scores, pass_at_k
+from prefix_rft_lab.plots.scores import final_scores, pass_at_k, verdicts
 from prefix_rft_lab.plots.tokens import (
     advantage_covariance,
     clip_stability,
@@ -92,6 +92,7 @@ __all__ = [
     "schedule",
     "seam",
     "surprise",
+    "verdicts",
     "visible",
 ]
 
