@@ -181,6 +181,19 @@ def parser() -> argparse.ArgumentParser:
             "prefix-rft reproduce --profile smoke --out /tmp/smoke",
         )
     )
+    listed = add(
+        "claims",
+        _claims,
+        "Judge the claims of the paper by the finished runs of a profile.\n"
+        "Prints the effect here with its interval, corrected for all claims, the paper's figure and the verdict.\n"
+        "A claim without runs says which command makes them.",
+        "prefix-rft claims --list",
+        "prefix-rft claims --profile full --out reproduction",
+    )
+    listed.add_argument("--profile", default="full", help="smoke, quick or full (default %(default)s)")
+    listed.add_argument("--out", default="reproduction", help="parent of the profile's folder (default %(default)s)")
+    listed.add_argument("--sweep", metavar="NAME", help="only the claims that compare its arms")
+    listed.add_argument("--list", action="store_true", help="only say what is claimed and how it is tested")
     report = add(
         "report",
         _report,
@@ -816,6 +829,23 @@ def _reproduce(args: argparse.Namespace) -> int:
     from prefix_rft_lab.notebooks import reproduce
 
     reproduce(args.profile, args.out, args.workers, notebooks=args.notebooks)
+    return 0
+
+
+def _claims(args: argparse.Namespace) -> int:
+    from prefix_rft_lab import claims
+
+    chosen = claims.of_sweep(args.sweep) if args.sweep else claims.load()
+    if args.list:
+        for claim in chosen:
+            against = f" than {claim.than}" if claim.than else ""
+            asked = f"{claim.range[0]:g} to {claim.range[1]:g}" if claim.range else f"{claim.smallest:g}"
+            print(f"{claim.id}\n  {claim.claim}\n  {claim.source}: {claim.paper}")
+            print(f"  {claim.measure} of {claim.of} {claim.test}{against}, {asked}. {claim.reading}".rstrip())
+        return 0
+    results = claims.results(Path(args.out) / args.profile / "runs", args.profile)
+    for verdict in claims.judge(chosen, results):
+        print(f"{verdict.claim.id}: {verdict.sentence}\n  There: {verdict.claim.paper}. Alone: {verdict.alone}.")
     return 0
 
 

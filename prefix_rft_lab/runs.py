@@ -196,6 +196,7 @@ def environment(threads: int) -> dict[str, Any]:
 
 READERS = (
     "__main__.py",
+    "claims.py",
     "cli.py",
     "demonstrations.py",
     "doctor.py",

@@ -27,7 +27,7 @@ from prefix_rft_lab.plots.base import (
     visible,
 )
 from prefix_rft_lab.plots.comparisons import dose_response, forest, score_against_cost
-from prefix_rft_lab.plots.scores import final_scores, pass_at_k
+from prefix_rft_lab.plots.scores import final_scores, pass_at_k, verdicts
 from prefix_rft_lab.plots.tokens import (
     advantage_covariance,
     clip_stability,
@@ -96,6 +96,7 @@ __all__ = [
     "score_against_cost",
     "seam",
     "surprise",
+    "verdicts",
     "visible",
 ]
 
