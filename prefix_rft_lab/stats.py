@@ -595,7 +595,7 @@ def improvement(
 ) -> pd.DataFrame:
     """Probability that a run of the row's method scores higher than one of the column's, over all pairs of seeds.
 
-    Ties count as half (Agarwal et al. 2021, arXiv 2108.13264, over seeds of one task).
+    Each is :func:`probability_of_improvement`, without its interval.
 
     Returns:
         square, index and columns are titles of methods (or labels); NaN on the diagonal.
@@ -608,7 +608,7 @@ def improvement(
     means = {name: own.values[metric].mean(axis=1) for name, own in scores(groups, split).items()}
     titles = [title(name, members) for name, members in groups.items()]
     table = [
-        [float("nan") if a == b else float(np.mean((np.sign(x[:, None] - y) + 1) / 2)) for b, y in means.items()]
+        [float("nan") if a == b else probability_of_improvement(x, y).mean for b, y in means.items()]
         for a, x in means.items()
     ]
     return pd.DataFrame(table, index=titles, columns=titles)

@@ -196,7 +196,8 @@ def test_claim_of_notebook_7_at_smoke_size(reproduction):
     arms = arms_of("methods", reproduction)
     paid = {arm: stats.spent(run).iloc[-1] for arm, run in arms.items()}
     assert paid["base"].sum() == 0
-    assert paid["sft"]["sampled"] == 0 < paid["sft"]["trained"] < paid["rft"]["trained"] == paid["rft"]["sampled"]
+    assert paid["sft"]["sampled"] == 0 < paid["sft"]["trained"]
+    assert paid["rft"]["trained"] == paid["rft"]["sampled"] > 0
     assert paid["prefix_rft"]["sampled"] < paid["prefix_rft"]["trained"]
     profile = PROFILES["smoke"]
     for run in arms.values():
