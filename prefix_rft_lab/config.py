@@ -11,9 +11,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -328,28 +329,25 @@ class RunConfig(_Section):
     threads: int = Field(1, ge=1)
     """CPU threads of the run; a different number may change the last bits of a result."""
 
+    @model_validator(mode="after")
+    def _below_out(self) -> Self:
+        path = PurePath(self.name)
+        if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in self.name:
+            raise ValueError(f"name = {self.name!r} leads out of the folder of all runs; use a plain name, and --out")
+        return self
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """Build from nested plain values; raises :class:`ConfigError` naming field, value and remedy."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise ConfigError(_sentence(cls, error)) from None
+            raise ConfigError(validation_sentence(cls, error)) from None
 
     @classmethod
     def load(cls, path: str | Path) -> RunConfig:
         """Read a YAML or JSON file (JSON is YAML)."""
-        path = Path(path)
-        if not path.is_file():
-            raise ConfigError(f"config = {str(path)!r} is not a file; give the path of a YAML or JSON config")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ConfigError(
-                f"config = {str(path)!r} is not valid YAML ({str(error).splitlines()[0]}); correct it"
-            ) from None
-        if not isinstance(values, dict):
-            raise ConfigError(f"config = {str(path)!r} holds no mapping; write 'field: value' lines")
+        values = read_mapping(path, "config")
         return cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -402,25 +400,74 @@ def _with_changes(model: type[BaseModel], values: dict[str, Any], changes: Mappi
     return values
 
 
-def _sentence(model: type[BaseModel], error: ValidationError) -> str:
-    """The first problem of a pydantic error as one sentence: field, value, remedy."""
+def read_mapping(path: str | Path, what: str) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file; ``what`` names the file's part in sentences, e.g. ``config``.
+
+    Raises:
+        ConfigError: no such file, not YAML, no mapping, or a key that stands twice in one mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{what} = {str(path)!r} is not a file; give the path of a YAML or JSON {what}")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise ConfigError(f"{what} = {str(path)!r} is not valid YAML ({_first_words(error)}); correct it") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{what} = {str(path)!r} holds no mapping; write 'field: value' lines")
+    return values
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error: the first value would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, key.value) in seen and isinstance(key.value, str):
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} stands twice, again in line {key.start_mark.line + 1}"
+                )
+            if isinstance(key.value, str):
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _first_words(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    words = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{words}, line {mark.line + 1}" if mark is not None else str(words)
+
+
+def validation_sentence(model: type[BaseModel], error: ValidationError, what: str = "config") -> str:
+    """The first problem of a pydantic error as one sentence: field, value, remedy.
+
+    Args:
+        model: what was validated; its fields are offered in place of one that is unknown.
+        what: what the fields are of, in words.
+    """
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"]) or "config"
+    field = ".".join(str(part) for part in first["loc"]) or what
     value, context = first.get("input"), first.get("ctx", {})
     if first["type"] == "value_error":
         return str(context["error"])
     if first["type"] == "extra_forbidden":
-        parent: Any = model
-        for part in first["loc"][:-1]:
-            parent = parent.model_fields[part].annotation
-        known = list(parent.model_fields)
+        known = list(_part_at(model, first["loc"][:-1]).model_fields)
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=3, cutoff=0.5)
         remedy = f"did you mean {' or '.join(close)}?" if close else f"known names are {', '.join(known)}"
-        return f"{field} = {value!r} is not a field of the config; {remedy}"
+        return f"{field} = {value!r} is not a field of the {what}; {remedy}"
     if first["type"] == "missing":
         return f"{field} is missing; give it a value"
-    message = first["msg"].removeprefix("Input ")
+    message = re.sub(r"^(Input|Value|String|Tuple|Dictionary|List) ", "", first["msg"])
     return f"{field} = {value!r} cannot be used: it {message}"
+
+
+def _part_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
+    """The model at a path of fields and keys of mappings."""
+    node: Any = model
+    for part in path:
+        node = node.model_fields[part].annotation if hasattr(node, "model_fields") else get_args(node)[-1]
+    return node
 
 
 def _tiny() -> dict[str, Any]:
