@@ -89,6 +89,7 @@ def write_run(
             writer.table(f"evaluation/{split}", table)
             summary["splits"][split] = summarise(table)
         writer.finish(summary, 1.5)
+    writer.close()
     return Run(writer.path)
 
 
