@@ -62,7 +62,6 @@ PROFILES = {
             "rl.steps": 200,
             "prefix.decay_steps": 200,
             "sft.steps": 80,
-            "data.eval_problems": 512,
         },
         sweeps=SWEEPS,
     ),
