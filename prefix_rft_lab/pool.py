@@ -334,9 +334,10 @@ class _Pool:
         watch: Callable[[Failure | None], None] | None = None,
     ) -> None:
         # The longest first, so that none of them is the last to run alone.
-        self.waiting = sorted(jobs, key=lambda job: -job.cost({}, whole=True))
-        self.claimed: list[_Job] = []
+        ordered = sorted(jobs, key=lambda job: -job.cost({}, whole=True))
+        self.claimed = [job for job in ordered if claimed_by(job.path)]
         """Runs that another process trains."""
+        self.waiting = [job for job in ordered if job not in self.claimed]
         self.running: list[_Worker] = []
         self.finished = 0
         self.diverged = 0
