@@ -9,6 +9,7 @@ one page (``gallery.html``) and a small machine-readable ``summary.json``. Nothi
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from urllib.parse import quote
 
 import jinja2
 import pandas as pd
+from PIL import Image
 
 from prefix_rft_lab import claims, plots, stats
 from prefix_rft_lab.config import ConfigError, flatten, preset
@@ -612,13 +614,20 @@ def _figures(
                 name=name,
                 title=title,
                 caption=figure.caption,
-                png=base64.b64encode(png).decode(),
+                png=_embedded(png),
                 width=round(figure.get_figwidth() * 96),
                 height=round(figure.get_figheight() * 96),
                 data=_data_of(figure, name),
             )
         )
     return drawn, missing
+
+
+def _embedded(png: bytes) -> str:
+    """A picture in base64 with 256 colours, which a chart does not miss and which makes it a third as large."""
+    out = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(256).save(out, format="png", optimize=True)
+    return base64.b64encode(out.getvalue()).decode()
 
 
 _FORMATS = {"csv": "data (CSV)", "pdf": "PDF", "svg": "SVG", "png": "PNG", "json": "provenance (JSON)"}
@@ -660,7 +669,7 @@ def _filed(folder: Path, name: str, title: str) -> Filed:
         name=name,
         title=title,
         caption=caption,
-        png=base64.b64encode(png).decode(),
+        png=_embedded(png),
         width=round(width * 96 / 144),
         height=round(height * 96 / 144),
         files=[(_FORMATS[e], quote(f"figures/{name}.{e}")) for e, path in files.items() if path.is_file()],
