@@ -387,11 +387,11 @@ def _score_table(table: pd.DataFrame, split: str) -> Table:
         rows=[
             [
                 row["title"],
-                str(row["seeds"]),
+                f"{row['seeds']} ({row['diverged']} diverged)" if row["diverged"] else str(row["seeds"]),
                 _with_interval(row["avg"], row["avg_low"], row["avg_high"]),
                 _with_interval(row["pass"], row["pass_low"], row["pass_high"]),
                 _with_interval(row["greedy"], row["greedy_low"], row["greedy_high"]),
-                f"{row['tokens']:.1f}",
+                "–" if math.isnan(row["tokens"]) else f"{row['tokens']:.1f}",
                 _with_interval(row["delta"], row["delta_low"], row["delta_high"], signed=True),
                 row["resampled"],
             ]
