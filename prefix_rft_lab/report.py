@@ -334,18 +334,18 @@ def _tuning_table() -> Table | None:
     ]
     return Table(
         caption="Tuning on the validation split",
-        columns=["Method", "Fields", "avg@k", "Seeds", "Taken"],
+        columns=["Method", "Fields", "Mean", "Each seed", "Taken"],
         rows=[
             [
                 METHODS[row["method"]].title if row["method"] in METHODS else str(row["method"]),
                 ", ".join(f"{name} = {value}" for name, value in row["fields"].items()),
-                _with_interval(*(float("nan") if row.get(n) is None else row[n] for n in ("avg", "low", "high"))),
-                str(row.get("seeds", "–")),
+                f"{row['avg']:.3f}",
+                ", ".join(f"{score:.3f}" for score in row.get("scores", [])) or "–",
                 "yes" if yes else "",
             ]
             for row, yes in zip(tried, taken, strict=True)
         ],
-        note="Seeds that no comparison uses; the test splits stay unread.",
+        note=f"{tuned.get('metric', 'avg@k')}, with seeds that no comparison uses; the test splits stay unread.",
         marked=taken,
     )
 

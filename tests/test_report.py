@@ -239,9 +239,10 @@ def test_claims_tuning_and_sweeps_stand_in_it(quick, monkeypatch, tmp_path):
     plan = sweeps.plan({"name": "methods", "set": {**fields, "name": "tiny"}, "arms": arms, "seeds": [0, 1]})
     given = [write_run(tmp_path / "r", planned.config.method, planned.config.seed) for planned in plan.runs]
     tuned = {
+        "metric": "avg@8 of 256 validation problems",
         "fields": {"rft": {"rl.lr": 0.1}},
         "tried": [
-            {"method": "rft", "fields": {"rl.lr": lr}, "avg": 0.25, "low": 0.2, "high": 0.3, "seeds": 2}
+            {"method": "rft", "fields": {"rl.lr": lr}, "avg": 0.25, "scores": [0.2, 0.3], "seeds": [7, 8]}
             for lr in (0.1, 0.2)
         ],
     }
@@ -252,6 +253,7 @@ def test_claims_tuning_and_sweeps_stand_in_it(quick, monkeypatch, tmp_path):
     places = [page.source.index(part) for part in ("<h1", "Claims: ", "Highest mean", "Tuning on the validation split")]
     assert places == sorted(places) and not page.open
     assert HOSTILE in page.text and "Sweep methods" in page.text and "rl.lr = 0.1" in page.text
+    assert "0.200, 0.300" in page.text and "avg@8 of 256 validation problems" in page.text
     assert {"figure-claims", "figure-sweep-methods"} <= {a.get("id") for a in page.all("figure")}
     summary = json.loads((out / "summary.json").read_text())
     assert len(summary["claims"]) == 36 and summary["claims"][0]["id"] == "over_rft"
