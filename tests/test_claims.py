@@ -53,7 +53,7 @@ def test_claims_of_a_sweep():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"mesure": "avg"}, r"claim 'a': mesure = 'avg' is not a field of a claim; did you mean measure or source\?"),
+        ({"mesure": "avg"}, r"claim 'a': mesure = 'avg' is not a field of the claim; did you mean measure or source\?"),
         ({"smallest": None}, r"claim 'a': smallest = None does not fit test = 'higher'"),
         ({"smallest": float("nan")}, r"claim 'a': smallest = nan cannot be used"),
         ({"smallest": 0}, r"claim 'a': smallest = 0 cannot be used"),

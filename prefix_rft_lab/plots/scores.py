@@ -134,7 +134,7 @@ def verdicts(table: pd.DataFrame) -> RunFigure:
     axes.set_xscale("symlog", linthresh=2, linscale=1.5)
     axes.xaxis.set_major_formatter("{x:g}")
     # Claims differ at their end, so they are wrapped and not cut.
-    names = ["\n".join(textwrap.wrap(text, 64)) for text in shown["claim"]]
+    names = ["\n".join(textwrap.wrap(text, 58, break_on_hyphens=False)) for text in shown["claim"]]
     axes.set_yticks(range(len(shown)), names, parse_math=False, fontsize=8)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel("effect as claimed / smallest effect that matters")
