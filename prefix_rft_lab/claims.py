@@ -147,7 +147,7 @@ def load(path: str | Path | None = None) -> list[Claim]:
         try:
             claim = Claim.model_validate(entry)
         except ValidationError as error:
-            raise ConfigError(f"{where}: {_sentence(Claim, error, 'a claim')}") from None
+            raise ConfigError(f"{where}: {_sentence(Claim, error, 'the claim')}") from None
         if claim.id in {other.id for other in claims}:
             raise ConfigError(f"{where}: id = {claim.id!r} comes twice; give each claim a name of its own")
         claims.append(claim)
