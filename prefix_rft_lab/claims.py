@@ -370,9 +370,17 @@ def _measured(claim: Claim, sides: list[list[Run]]) -> tuple[list[list[Run]], li
         except (ConfigError, RunError) as error:
             raise _Missing(f"Not evaluated alike: {error}.") from None
         tables = [scores[name].values[claim.measure] for name in groups]
-        if any((table != table).any() for table in tables):
-            missing = "; a diverged run has none" if any(_diverged(run) for runs in have for run in runs) else ""
-            raise _Missing(f"{claim.measure!r} was not measured in every run{missing}.")
+        # A diverged run has no lengths.
+        measured = [~(table != table).any(axis=1) for table in tables]
+        for number, (runs, kept) in enumerate(zip(have, measured, strict=True)):
+            if not kept.any():
+                raise _Missing(f"{claim.measure!r} was not measured in any run of {runs[0].title}.")
+            if not kept.all():
+                notes.append(
+                    f"{int(kept.sum())} of {len(runs)} runs of {runs[0].title} have a value of {claim.measure!r}."
+                )
+                have[number] = [run for run, yes in zip(runs, kept, strict=True) if yes]
+                tables[number] = tables[number][kept]
         return have, tables, notes
     have, tables = [], []
     for runs in sides:

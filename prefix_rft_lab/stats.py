@@ -334,7 +334,7 @@ def compare(
     """One row a method (or label): what it scored on a split, with 95% intervals, and its difference to the base.
 
     Returns:
-        method, title, seeds (number of runs), problems, k; ``mean``, ``low``, ``high`` of the chosen metric; the same
+        method, title, seeds (number of runs), diverged (how many of them did; they count with what they scored), problems, k; ``mean``, ``low``, ``high`` of the chosen metric; the same
         as ``avg``, ``avg_low``, ``avg_high`` and so on for avg@k, pass@k and greedy pass@1 (shares of 1, NaN where
         not measured); ``tokens`` (mean response length); ``delta``, ``delta_low``, ``delta_high`` (metric minus that
         of the base policy, paired over problems; NaN without runs of ``base``); ``resampled`` (what the intervals
@@ -355,13 +355,16 @@ def compare(
             "method": name,
             "title": title(name, members),
             "seeds": len(members),
+            "diverged": sum(bool(getattr(run, "diverged", "")) for run in members),
             "problems": own.problems,
             "k": own.k,
         }
         row |= _columns("", two_level(own.values[metric], name), "mean")
         for other in ("avg", "pass", "greedy"):
             row |= _columns(f"{other}_", two_level(own.values[other], name), other)
-        row["tokens"] = float(own.values["tokens"].mean())
+        # A diverged run has no lengths; the mean is that of the others.
+        lengths = own.values["tokens"]
+        row["tokens"] = float(np.nanmean(lengths)) if not np.isnan(lengths).all() else float("nan")
         difference = Interval(float("nan"), float("nan"), float("nan"), 0)
         if base is not None and name != base:
             difference = two_level_delta(own.values[metric], measured[base].values[metric], (name, base))

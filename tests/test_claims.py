@@ -11,8 +11,8 @@ import yaml
 from run_factory import SMALL, write_run
 from scipy import stats as scipy_stats
 
-from prefix_rft_lab import claims, stats, sweeps
-from prefix_rft_lab.config import ConfigError
+from prefix_rft_lab import claims, cli, plots, stats, sweeps
+from prefix_rft_lab.config import ConfigError, flatten
 
 PLAIN = {
     "id": "a",
@@ -53,7 +53,7 @@ def test_claims_of_a_sweep():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"mesure": "avg"}, r"claim 'a': mesure = 'avg' is not a field of a claim; did you mean measure or source\?"),
+        ({"mesure": "avg"}, r"claim 'a': mesure = 'avg' is not a field of the claim; did you mean measure or source\?"),
         ({"smallest": None}, r"claim 'a': smallest = None does not fit test = 'higher'"),
         ({"smallest": float("nan")}, r"claim 'a': smallest = nan cannot be used"),
         ({"smallest": 0}, r"claim 'a': smallest = 0 cannot be used"),
@@ -255,3 +255,62 @@ def test_estimate_at_the_edges():
     assert all(map(math.isnan, stats.estimate(np.array([[1.0]])).interval()))
     assert math.isnan(stats.estimate(np.array([[np.nan], [1.0]])).mean)
     assert math.isnan(stats.estimate(np.zeros((0, 3))).mean)
+
+
+# ---------------------------------------------------------------------- divergence, pictures, the command
+
+
+def test_a_diverged_run_counts_with_what_it_scored(tmp_path, monkeypatch):
+    runs = runs_of(tmp_path, "prefix_rft", "rft")
+    path = runs[0].path / "evaluation" / "test.parquet"
+    table = runs[0].evaluation("test").assign(correct=0, greedy=0.0, tokens=float("nan"))
+    table.to_parquet(path)
+    monkeypatch.setattr(claims, "_diverged", lambda run: run.path == runs[0].path)
+    results = {"methods": (sweep_of("prefix_rft", "rft"), runs)}
+    (verdict,) = claims.judge([claim()], results)
+    others = np.array(COUNTS["prefix_rft"][1:]) / 4
+    assert verdict.effect == pytest.approx(others.mean() * 2 / 3 - np.mean(COUNTS["rft"]) / 4)
+    assert verdict.verdict == "undecided" and "1 of 6 runs diverged" in verdict.sentence
+    (lengths,) = claims.judge([claim(measure="tokens", smallest=1.0)], results)
+    assert lengths.seeds == "2 v 3" and "2 of 3 runs of Prefix-RFT have a value of 'tokens'" in lengths.sentence
+    row = stats.compare(runs).set_index("method").loc["prefix_rft"]
+    assert row["seeds"] == 3 and row["tokens"] == pytest.approx(10 + np.mean(COUNTS["prefix_rft"][1:]))
+
+
+def test_figure_of_verdicts(tmp_path):
+    results = {"methods": (sweep_of("prefix_rft", "rft", "sft"), runs_of(tmp_path, "prefix_rft", "rft", "sft"))}
+    share = claim(**WITHIN, measure="metrics.prefix_share", at="mean", than=None)
+    hostile = claim(claim="$x_1$ <b> beats.", than="methods / sft")
+    table = claims.table(claims.judge([claim(), hostile, share, claim(than="methods / luffy")], results))
+    figure = plots.verdicts(table)
+    assert list(figure.data["verdict"]) == ["supported", "undecided", "contradicted"]  # the missing one is not drawn
+    assert figure.data["scaled_effect"].tolist() == pytest.approx(
+        [table.loc[0, "effect"] / 0.02, table.loc[1, "effect"] / 0.02, (0.125 - 0.075) / 0.025]
+    )
+    assert "1 supported, 1 contradicted, 1 undecided" in figure.caption
+    assert figure.png(50)
+    with pytest.raises(ConfigError, match="no judged claim"):
+        plots.verdicts(table.iloc[3:])
+
+
+def test_command(tmp_path, capsys):
+    assert cli.main(["claims", "--list", "--sweep", "problem_fraction"]) == 0
+    printed = capsys.readouterr().out
+    assert "tenth_of_problems" in printed and "no_worse than problem_fraction / 100% · prefix_rft, 0.03" in printed
+    plan = sweeps.plan("main", "smoke")
+    for planned in plan.runs:
+        config = planned.config
+        changes = {
+            "name": config.name,
+            **{
+                field: value
+                for field, value in dict(flatten(config.to_dict())).items()
+                if field not in ("name", "method", "seed")
+            },
+        }
+        write_run(tmp_path / "smoke" / "runs", config.method, config.seed, counts=(1, 2, 0, 2), **changes)
+    assert cli.main(["claims", "--profile", "smoke", "--out", str(tmp_path), "--sweep", "methods"]) == 0
+    printed = capsys.readouterr().out
+    assert "over_rft: Prefix-RFT scores higher than RFT: undecided." in printed and "(1 v 1 seeds" in printed
+    assert "prefix-rft sweep methods --profile smoke" in printed
+    assert cli.main(["claims", "--profile", "nothing"]) == 2

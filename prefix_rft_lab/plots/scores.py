@@ -108,7 +108,7 @@ def verdicts(table: pd.DataFrame) -> RunFigure:
         if (shown["verdict"] == name).any()
     ]
     figure, grid = new_figure(
-        9.5, 0.3 * len(shown) + 0.9, title="Claims and what the runs say", note=note, legends=[handles]
+        9.5, 0.34 * len(shown) + 0.9, title="Claims and what the runs say", note=note, legends=[handles]
     )
     axes = grid[0, 0]
     ranged = shown["lowest"].notna()
@@ -133,9 +133,9 @@ def verdicts(table: pd.DataFrame) -> RunFigure:
     # Far beyond the smallest effect, how far says little.
     axes.set_xscale("symlog", linthresh=2, linscale=1.5)
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_yticks(
-        range(len(shown)), [textwrap.shorten(text, 74, placeholder=" …") for text in shown["claim"]], parse_math=False
-    )
+    # Claims differ at their end, so they are wrapped and not cut.
+    names = ["\n".join(textwrap.wrap(text, 58, break_on_hyphens=False)) for text in shown["claim"]]
+    axes.set_yticks(range(len(shown)), names, parse_math=False, fontsize=8)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlabel("effect as claimed / smallest effect that matters")
     axes.grid(axis="y", visible=False)
