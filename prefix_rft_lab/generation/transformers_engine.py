@@ -98,6 +98,7 @@ class TransformersEngine:
         self, requests: Sequence[Request], *, temperature: float = 1.0, greedy: bool = False
     ) -> list[Completion]:
         """See :class:`prefix_rft_lab.generation.base.Engine`."""
+        temperature = 1.0 if greedy else temperature
         completions: list[Completion] = []
         was_training = self.model.training
         self.model.eval()
@@ -113,6 +114,12 @@ class TransformersEngine:
         finally:
             self.model.train(was_training)
         return completions
+
+    def weights_changed(self) -> None:
+        """Nothing to do: the model itself generates."""
+
+    def close(self) -> None:
+        """Nothing to free: the model is the caller's."""
 
     def _prefill(self, requests: Sequence[Request], cache: RaggedCache) -> torch.Tensor:
         """Fill the cache from the contexts, each distinct one computed once; returns (rows, vocab) next-token logits."""
