@@ -52,6 +52,8 @@ class VllmEngine:
         ConfigError: vLLM is missing, of another version, or does not start with this model or memory.
     """
 
+    _open = False
+
     def __init__(self, model: Any, config: RunConfig, *, eos_id: int) -> None:
         self.model = model
         self.config = config
@@ -64,7 +66,13 @@ class VllmEngine:
             raise ConfigError(
                 "vllm.sleep = True frees the memory of a GPU, and the policy is on the CPU; set it to False"
             )
+        if VllmEngine._open:
+            raise ConfigError(
+                "rollout.engine = 'vllm' and another vLLM engine is open in this process; close it first, or train in a "
+                "process of its own"
+            )
         self._llm: Any = self._start()
+        VllmEngine._open = True
 
     def _start(self) -> Any:
         config = self.config
@@ -125,6 +133,7 @@ class VllmEngine:
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
+            VllmEngine._open = False
             _clean_up()
 
     def generate(
