@@ -274,7 +274,8 @@ class Updater:
             weights = torch.ones_like(inputs["old_logp"])
             if cap is not None and sampled_under is not None:
                 drawn = kinds[place] != TokenKind.PREFIX
-                weights[drawn] = losses.importance_weights(inputs["old_logp"][drawn], sampled_under[place][drawn], cap)
+                ratios = losses.importance_weights(inputs["old_logp"][drawn], sampled_under[place][drawn], cap)
+                weights[drawn] = ratios.to(weights.dtype)
             loss = stats.logp.new_zeros(())
             for kind, token_loss in token_losses.items():
                 member = kinds[place] == kind

