@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL
@@ -217,6 +220,31 @@ def test_other_methods_train(tmp_path, config, changes):
     run = train(config.replace(**{"rl.steps": 3, "sft.steps": 2, **changes}), out=tmp_path, progress=False)
     assert run.done
     assert run.metrics["engine_gap"].dropna().max() < 1e-5
+
+
+def test_the_first_look_of_notebook_2(tmp_path):
+    """The notebook's own cells up to it, with ``engine`` set as papermill would."""
+    folder = Path(__file__).resolve().parents[1] / "notebooks"
+    cells = json.loads((folder / "02_train.ipynb").read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    last = next(i for i, source in enumerate(sources) if "first-look" in source)
+    given = f"profile, out, engine = 'smoke', {str(tmp_path / 'out')!r}, 'vllm'"
+    script = "\n".join([sources[0], given, *sources[1 : last + 1], "print(first.config.rollout.engine, first.done)"])
+    found = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert found.stdout.splitlines()[-1] == "vllm True"
+
+
+def test_bfloat16(model, config, eos, requests):
+    """Arithmetic of both differs by more than in float32, and the check of stale weights allows for that."""
+    found = VllmEngine(model, config.replace(**{"model.dtype": "bfloat16"}), eos_id=eos)
+    try:
+        mean = np.mean(gaps(model, found.generate(requests), requests))
+        assert TOLERANCE < mean < vllm_engine.MAX_GAP["bfloat16"] / 4
+    finally:
+        found.close()
 
 
 def test_a_sync_that_does_not_arrive_stops_the_run(tmp_path, config, monkeypatch):
