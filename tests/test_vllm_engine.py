@@ -29,7 +29,7 @@ from prefix_rft_lab.tokens import prompt_ids
 if installed_vllm() == ("", "") and "CI" not in os.environ:
     pytest.skip("vLLM is not installed; run: make vllm", allow_module_level=True)
 
-VLLM = {"rollout.engine": "vllm", "rollout.max_batch_rows": 64, "vllm.cache_gib": 0.25}
+VLLM = {"rollout.engine": "vllm", "rollout.max_batch_rows": 200, "vllm.cache_gib": 0.25}
 TOLERANCE = 5e-5
 """Nats by which log-probabilities of the two engines may differ in float32, token by token."""
 
@@ -121,6 +121,18 @@ def test_samples_follow_the_softmax(engine, model, requests):
     for token in probs.topk(5).indices.tolist():
         error = float((probs[token] * (1 - probs[token]) / draws) ** 0.5)
         assert abs(float(counts[token]) / draws - float(probs[token])) < 4 * error + 1e-3
+
+
+def test_more_prompts_than_one_pass_takes(engine, model):
+    """300 distinct prompts of up to 24 tokens: more than 4096 together, and more rows than run at the same time."""
+    draws = np.random.default_rng(0)
+    rows = [
+        Request(context_ids=draws.integers(2, 37, size=int(n)).tolist(), max_new_tokens=3, key=i)
+        for i, n in enumerate(draws.integers(16, 25, size=300))
+    ]
+    found = engine.generate(rows)
+    assert max(gaps(model, found, rows)) < TOLERANCE
+    assert tokens(engine.generate(rows[::-1])[::-1]) == tokens(found)
 
 
 def test_limits_and_end_tokens(model, config, requests):

@@ -31,6 +31,9 @@ from prefix_rft_lab.runs import RunError
 CHECKED_ROWS = 4
 """Rows of the first batch after a push that the trained model reads again."""
 
+BATCHED_TOKENS = 4096
+"""Tokens of one forward pass, prompts included; vLLM's own default on a CPU."""
+
 MAX_GAP = {"float32": 0.002, "bfloat16": 0.1}
 """Arithmetic -> mean gap between the engine's and the trained model's log-probabilities, nats a sampled token, above which
 the engine's weights count as stale. Rounding alone gives 1e-6 to 1e-5 in float32, about 0.01 in bfloat16."""
@@ -89,6 +92,7 @@ class VllmEngine:
             free, total = torch.cuda.mem_get_info(self.model.device)
             # vLLM refuses to start where less is free than this share; the trainer's memory is taken already.
             options = {"gpu_memory_utilization": 0.9 * free / total, "enable_sleep_mode": config.vllm.sleep}
+        length = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
         try:
             with _side_effects_undone(), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
@@ -109,8 +113,11 @@ class VllmEngine:
                     skip_tokenizer_init=True,
                     generation_config="vllm",
                     dtype=config.model.dtype,
-                    max_model_len=config.rollout.max_prompt_tokens + config.rollout.max_response_tokens,
+                    max_model_len=length,
                     max_num_seqs=config.rollout.max_batch_rows,
+                    # vLLM rewinds the generator of a row whose prompt is cut in two, which one on a CPU cannot do.
+                    enable_chunked_prefill=False,
+                    max_num_batched_tokens=max(BATCHED_TOKENS, length, config.rollout.max_batch_rows),
                     kv_cache_memory_bytes=int(config.vllm.cache_gib * 2**30),
                     # At the sampling temperature, as everywhere in the kit.
                     logprobs_mode="processed_logprobs",
