@@ -324,18 +324,13 @@ class _Sampler:
     def __init__(self, config: RunConfig, progress: Callable[[int, str], None] | None) -> None:
         import torch
 
-        from prefix_rft_lab.generation import TransformersEngine
-        from prefix_rft_lab.policy import autocast_dtype, load_policy
+        from prefix_rft_lab.generation import engine_for
+        from prefix_rft_lab.policy import load_policy
         from prefix_rft_lab.rewards import Verifier
 
         torch.set_num_threads(config.threads)
         model, self.tokenizer = load_policy(config)
-        self.engine = TransformersEngine(
-            model,
-            eos_id=int(self.tokenizer.eos_token_id),
-            max_batch_rows=config.rollout.max_batch_rows,
-            autocast=autocast_dtype(config),
-        )
+        self.engine = engine_for(model, config, eos_id=int(self.tokenizer.eos_token_id))
         self.verifier = Verifier()
         self.progress = progress
 
@@ -343,6 +338,7 @@ class _Sampler:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.engine.close()
         self.verifier.close()
 
     def score(self, responses: Sequence[list[int]], golds: Sequence[str]) -> list[float]:

@@ -11,7 +11,8 @@
       -> stage.replay             a second update, on problems singled out    methods.py
 
 What is removed from the textbook algorithm: the reference model (no KL by default), the critic (group means), the
-second forward pass for old log-probabilities (with one update per rollout they are the detached current ones).
+second forward pass for old log-probabilities (with one update per rollout they are the detached current ones; the
+engine's are only compared with them, or weigh the loss where ``rollout.importance_cap`` is set).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ from prefix_rft_lab import measure, methods, prefixes, rng
 from prefix_rft_lab.checkpoint import Checkpoints, Place
 from prefix_rft_lab.config import ConfigError, RunConfig
 from prefix_rft_lab.evaluate import sample_scores, summarise, unsolved_scores
-from prefix_rft_lab.generation import Completion, Request, TransformersEngine
+from prefix_rft_lab.generation import Completion, Request, TransformersEngine, engine_for
 from prefix_rft_lab.policy import autocast_dtype, device_of, load_policy, save_policy
 from prefix_rft_lab.records import TokenRecorder, tokenizer_id
 from prefix_rft_lab.rewards import Verifier
@@ -100,12 +102,13 @@ class Trainer:
         self.device = device_of(config)
         self.model, self.tokenizer = load_policy(config)
         self.eos_id = int(self.tokenizer.eos_token_id)
-        self.autocast = autocast_dtype(config)
-        self.engine = TransformersEngine(
-            self.model, eos_id=self.eos_id, max_batch_rows=config.rollout.max_batch_rows, autocast=self.autocast
-        )
-        self.verifier = Verifier()
-        self.train_problems, self.validation_problems, self.data_report = self._load_data()
+        with ExitStack() as started:
+            self.engine = engine_for(self.model, config, eos_id=self.eos_id)
+            started.callback(self.engine.close)
+            self.verifier = Verifier()
+            started.callback(self.verifier.close)
+            self.train_problems, self.validation_problems, self.data_report = self._load_data()
+            started.pop_all()
         self.updater = Updater(self.model, config, pad_id=pad_id(self.tokenizer))
         self.recorder = TokenRecorder(self.updater, self.tokenizer, config, self.train_problems, writer.path.name)
         self.checkpoints = Checkpoints(
@@ -127,6 +130,7 @@ class Trainer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.engine.close()
         self.verifier.close()
         self.writer.close()
 
@@ -205,7 +209,10 @@ class Trainer:
                     f"data.expert = {expert!r} has another vocabulary than the policy; use a model of the same family"
                 )
             engine = TransformersEngine(
-                model, eos_id=self.eos_id, max_batch_rows=self.config.rollout.max_batch_rows, autocast=self.autocast
+                model,
+                eos_id=self.eos_id,
+                max_batch_rows=self.config.rollout.max_batch_rows,
+                autocast=autocast_dtype(self.config),
             )
         requests = [
             Request(
@@ -282,6 +289,7 @@ class Trainer:
             self.replay = list(place.replay) if index == place.stage else []
             if checkpoint is not None and index == place.stage:
                 Checkpoints.load(checkpoint, self.model, optimizers)
+                self.engine.weights_changed()
             for step in range(first, section.steps):
                 line, tables = self.step(stage, optimizers, step, global_step)
                 _refuse_non_finite(line)
@@ -350,6 +358,7 @@ class Trainer:
             rows, stage, stage.optimizer_section(config), optimizers["main"], step, diagnose=bool(diagnose)
         )
         replayed = self._replay(rows, stage, optimizers, step)
+        self.engine.weights_changed()
         clock.append(time.perf_counter())
         tables = {}
         if record is not None:
@@ -362,6 +371,7 @@ class Trainer:
             **measure.token_metrics(result),
         }
         line |= measure.row_metrics(rows, stage, config, step, self.text)
+        line |= measure.engine_gap(rows, result)
         line |= replayed
         line |= {"lr": optimizers["main"].param_groups[0]["lr"], "verifier_timeouts": self.verifier.timeouts}
         line |= {
@@ -417,6 +427,7 @@ class Trainer:
         completions = self.engine.generate(requests, temperature=config.rollout.temperature)
         for row, completion in zip(sampled, completions, strict=True):
             row.sampled_ids = completion.token_ids
+            row.engine_logp = completion.logp
             row.truncated = completion.truncated
 
     # ------------------------------------------------------------------ evaluation and records

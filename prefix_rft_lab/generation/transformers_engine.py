@@ -68,9 +68,11 @@ class RaggedCache(Cache):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write one new column of each row, (rows, heads, 1, head_dim), and return all columns up to ``width``."""
-        self.keys[layer_idx][self.rows, :, self.columns] = key_states[:, :, 0]
-        self.values[layer_idx][self.rows, :, self.columns] = value_states[:, :, 0]
-        return self.keys[layer_idx][:, :, : self.width], self.values[layer_idx][:, :, : self.width]
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        # Autocast prefills in another precision than it decodes.
+        keys[self.rows, :, self.columns] = key_states[:, :, 0].to(keys.dtype)
+        values[self.rows, :, self.columns] = value_states[:, :, 0].to(values.dtype)
+        return keys[:, :, : self.width], values[:, :, : self.width]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.width
@@ -98,6 +100,7 @@ class TransformersEngine:
         self, requests: Sequence[Request], *, temperature: float = 1.0, greedy: bool = False
     ) -> list[Completion]:
         """See :class:`prefix_rft_lab.generation.base.Engine`."""
+        temperature = 1.0 if greedy else temperature
         completions: list[Completion] = []
         was_training = self.model.training
         self.model.eval()
@@ -113,6 +116,12 @@ class TransformersEngine:
         finally:
             self.model.train(was_training)
         return completions
+
+    def weights_changed(self) -> None:
+        """Nothing to do: the model itself generates."""
+
+    def close(self) -> None:
+        """Nothing to free: the model is the caller's."""
 
     def _prefill(self, requests: Sequence[Request], cache: RaggedCache) -> torch.Tensor:
         """Fill the cache from the contexts, each distinct one computed once; returns (rows, vocab) next-token logits."""
