@@ -376,6 +376,8 @@ def _add_reproduce(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", default="reproduction", help="parent of the profile's folder (default %(default)s)")
     sub.add_argument("--workers", type=int, default=2, metavar="N", help="runs trained at a time (default %(default)s)")
     sub.add_argument("--notebooks", metavar="DIR", help="folder of the notebooks (default: of the repository)")
+    sub.add_argument("--only", metavar="01,02", help="numbers of the notebooks to run (default: those of the profile)")
+    sub.add_argument("--sweeps", metavar="A,B", help="sweeps to train and report (default: those of the profile)")
 
 
 def _add_set(sub: argparse.ArgumentParser) -> None:
@@ -828,7 +830,14 @@ def _tokens(args: argparse.Namespace) -> int:
 def _reproduce(args: argparse.Namespace) -> int:
     from prefix_rft_lab.notebooks import reproduce
 
-    reproduce(args.profile, args.out, args.workers, notebooks=args.notebooks)
+    reproduce(
+        args.profile,
+        args.out,
+        args.workers,
+        notebooks=args.notebooks,
+        only=args.only and args.only.split(","),
+        sweeps=args.sweeps and args.sweeps.split(","),
+    )
     return 0
 
 

@@ -28,7 +28,7 @@ class Profile:
     """Numbers of the notebooks that a reproduction runs, e.g. ``("01", "02")``; None for all."""
     many_samples: int = 256
     """Samples of each problem where pass@k is followed to large k (:func:`prefix_rft_lab.evaluation_run.sample_all`)."""
-    many_problems: int = 96
+    many_problems: int = 48
     """Test problems sampled so often."""
 
 

@@ -503,6 +503,8 @@ def reproduce(
     workers: int = 2,
     *,
     notebooks: str | Path | None = None,
+    only: Sequence[str] | None = None,
+    sweeps: Sequence[str] | None = None,
     seconds_limit: float = SECONDS_LIMIT,
     progress: bool = True,
 ) -> Path:
@@ -516,6 +518,9 @@ def reproduce(
         out: parent folder of the profile's folder.
         workers: training processes, also for notebooks that declare ``workers``.
         notebooks: folder of the notebooks; by default ``notebooks`` of the repository.
+        only: numbers of the notebooks to run, e.g. ``["01", "06"]``; by default those of the profile.
+        sweeps: names of the sweeps to train and report, the first is the main comparison; by default those of the
+            profile. Claims on others are reported as missing.
         seconds_limit: wall-clock limit of each notebook.
         progress: show what is going on, and at the end where everything is.
 
@@ -523,20 +528,23 @@ def reproduce(
         the report.
 
     Raises:
-        ConfigError: an unknown profile, or no notebooks; nothing was run.
+        ConfigError: an unknown profile, sweep or notebook; nothing was run.
         RunError: a run or a notebook failed; finished runs are kept.
     """
-    from prefix_rft_lab import experiments, report, sweeps
+    from prefix_rft_lab import experiments, report
+    from prefix_rft_lab.sweeps import plan, run_all
 
     chosen = experiments.profile(profile)
-    plans = [sweeps.plan(name, profile) for name in chosen.sweeps]
+    plans = [plan(name, profile) for name in sweeps or chosen.sweeps]
     if workers < 1:
         raise ConfigError(f"workers = {workers} cannot be used: it should be at least 1")
-    sources = [
-        path
-        for path in find_notebooks(notebooks)
-        if chosen.notebooks is None or path.name.partition("_")[0] in chosen.notebooks
-    ]
+    sources = find_notebooks(notebooks)
+    by_number = {path.name.partition("_")[0]: path for path in sources}
+    for number in only or ():
+        if number not in by_number:
+            raise ConfigError(f"only = {number!r} is no notebook; the numbers are {', '.join(by_number)}")
+    wanted = only or chosen.notebooks or list(by_number)
+    sources = [path for number, path in by_number.items() if number in wanted]
     folder = Path(out) / profile
     declared = [parameters_of(path) for path in sources]
     given = [
@@ -547,7 +555,7 @@ def reproduce(
         check_parameters(names, values, path.name)
     started = time.monotonic()
     # All at once, before any notebook: one status with the time to go, and a run that fails shows early.
-    trained = sweeps.run_all(plans, out=folder / "runs", workers=workers, progress=progress)
+    trained = run_all(plans, out=folder / "runs", workers=workers, progress=progress)
     seconds: dict[str, float] = {"runs": time.monotonic() - started}
     executed: list[Path] = []
     for path, values in zip(sources, given, strict=True):

@@ -224,7 +224,19 @@ def test_profiles_differ_in_size_only():
 RESULTS = FOLDER.parent / "results" / "full"
 
 
-@pytest.mark.parametrize("name", NAMES)
+PUBLISHED = [name for name in NAMES if (RESULTS / "notebooks" / f"{name}.ipynb").is_file()]
+
+
+def test_what_is_not_published_is_named():
+    """The README says which notebooks have not been run in the full profile."""
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    missing = [name for name in NAMES if name not in PUBLISHED]
+    assert {"01_build_prefixes", "02_train", "03_entropy_and_loss"} <= set(PUBLISHED)
+    for name in missing:
+        assert re.search(rf"not run in the full profile yet:.*{name}", readme), name
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_committed_notebooks_are_whole(name):
     """What a reader on GitHub sees: executed to the end, in order, without an error or a path, below 1 MB."""
     path = RESULTS / "notebooks" / f"{name}.ipynb"

@@ -268,6 +268,13 @@ def test_reproduce_runs_the_notebooks_in_order_and_reports(tmp_path, monkeypatch
     with pytest.raises(PoolError, match="1 of 2 runs did not finish"):
         notebooks.reproduce("full", tmp_path / "out", 1, notebooks=tmp_path / "first", progress=False)
     assert len(calls) == 1 and not (tmp_path / "out" / "full" / "notebooks").exists()
+    # A part of it: one notebook, and one sweep.
+    notebooks.reproduce("smoke", tmp_path / "out", 1, notebooks=books, only=["01"], sweeps=["main"], progress=False)
+    assert calls[-1][1] == ["01_a.ipynb"] and list(calls[-1][2]) == ["main"]
+    with pytest.raises(ConfigError, match="only = '07' is no notebook; the numbers are 01, 02, 03"):
+        notebooks.reproduce("smoke", tmp_path / "out", notebooks=books, only=["07"])
+    with pytest.raises(ConfigError, match="sweep = 'none' is no file and no sweep of the kit"):
+        notebooks.reproduce("smoke", tmp_path / "out", notebooks=books, sweeps=["none"])
     with pytest.raises(ConfigError, match="holds no numbered notebooks"):
         notebooks.reproduce("smoke", tmp_path / "out", notebooks=tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="profile = 'smok' is not known"):
