@@ -143,7 +143,7 @@ COUNTS = {
 
 def sweep_of(*methods, name="methods", seeds=(0, 1, 2)):
     arms = {method: {"method": method} for method in methods}
-    return sweeps.plan({"name": name, "set": FIELDS | {"name": "tiny"}, "arms": arms, "seeds": list(seeds)})
+    return sweeps.plan({"name": name, "folder": "tiny", "set": FIELDS, "arms": arms, "seeds": list(seeds)})
 
 
 def runs_of(out, *methods, seeds=(0, 1, 2), **more):
