@@ -36,18 +36,19 @@ def claims(judged: list[dict]) -> list[str]:
     """Markdown table of the claims and their verdicts; nothing for a summary without claims."""
     if not judged:
         return []
+    every, judged = judged, [row for row in judged if row["verdict"] != "missing"]
+    missing = len(every) - len(judged)
     return [
         "",
         "| claim | paper | here | verdict (alone) |",
         "|---|---|---|---|",
         *(
-            f"| {cell(row['claim'])} | {cell(row['paper'])} | {cell(row['here']) or '–'} | {row['verdict']}"
-            f"{'' if row['verdict'] == 'missing' else ' (' + row['alone'] + ')'} |"
+            f"| {cell(row['claim'])} | {cell(row['paper'])} | {cell(row['here'])} | {row['verdict']} ({row['alone']}) |"
             for row in judged
         ),
         "",
-        f"Here: effect in the claimed direction, its interval widened for all {len(judged)} claims; alone: by the plain 95% "
-        "interval.",
+        f"Here: effect in the claimed direction, its interval widened for all {len(every)} claims; alone: by the plain 95% "
+        f"interval.{f' {missing} claims wait for their runs.' if missing else ''}",
     ]
 
 

@@ -233,7 +233,7 @@ def test_what_is_not_published_is_named():
     missing = [name for name in NAMES if name not in PUBLISHED]
     assert {"01_build_prefixes", "02_train", "03_entropy_and_loss"} <= set(PUBLISHED)
     for name in missing:
-        assert re.search(rf"not run in the full profile yet:.*{name}", readme), name
+        assert re.search(rf"not run in the full profile yet:[^;]*{name}", readme), name
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
