@@ -183,12 +183,13 @@ class _Sampler:
         from prefix_rft_lab.generation import TransformersEngine
         from prefix_rft_lab.policy import autocast_dtype, load_policy
         from prefix_rft_lab.rewards import Verifier
+        from prefix_rft_lab.templates import stop_ids
 
         torch.set_num_threads(config.threads)
         model, self.tokenizer = load_policy(config)
         self.engine = TransformersEngine(
             model,
-            eos_id=int(self.tokenizer.eos_token_id),
+            eos_id=stop_ids(self.tokenizer),
             max_batch_rows=config.rollout.max_batch_rows,
             autocast=autocast_dtype(config),
         )

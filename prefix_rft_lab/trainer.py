@@ -41,6 +41,7 @@ from prefix_rft_lab.records import TokenRecorder, tokenizer_id
 from prefix_rft_lab.rewards import Verifier
 from prefix_rft_lab.runs import Run, RunError, RunWriter, disk_error
 from prefix_rft_lab.tasks import sources
+from prefix_rft_lab.templates import stop_ids
 from prefix_rft_lab.tokens import encode_problems, pad_id, step_ends
 from prefix_rft_lab.types import Demonstration, EncodedProblem, Row
 from prefix_rft_lab.update import Updater
@@ -92,10 +93,10 @@ class Trainer:
         self.method = methods.check(config)
         self.device = device_of(config)
         self.model, self.tokenizer = load_policy(config)
-        self.eos_id = int(self.tokenizer.eos_token_id)
+        self.stop_ids = stop_ids(self.tokenizer)
         self.autocast = autocast_dtype(config)
         self.engine = TransformersEngine(
-            self.model, eos_id=self.eos_id, max_batch_rows=config.rollout.max_batch_rows, autocast=self.autocast
+            self.model, eos_id=self.stop_ids, max_batch_rows=config.rollout.max_batch_rows, autocast=self.autocast
         )
         self.verifier = Verifier()
         self.train_problems, self.validation_problems, self.data_report = self._load_data()
@@ -198,7 +199,7 @@ class Trainer:
                     f"data.expert = {expert!r} has another vocabulary than the policy; use a model of the same family"
                 )
             engine = TransformersEngine(
-                model, eos_id=self.eos_id, max_batch_rows=self.config.rollout.max_batch_rows, autocast=self.autocast
+                model, eos_id=self.stop_ids, max_batch_rows=self.config.rollout.max_batch_rows, autocast=self.autocast
             )
         requests = [
             Request(
