@@ -273,10 +273,17 @@ class ModelConfig(_Section):
     """Arithmetic of forward passes; master weights and AdamW are float32 in either case."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the policy lives; ``auto`` takes a GPU where there is one."""
+    template: Literal["auto", "qwen2.5-math", "llama-3.1", "smollm2", "none"] = "auto"
+    """How messages are framed: ``auto`` by the tokenizer's own chat template, ``none`` as plain text (base models), or a
+    template of the kit (:mod:`prefix_rft_lab.templates`)."""
     system_prompt: str | None = None
-    """System message put before every problem, if any."""
+    """System message put before every problem, if any; ``luffy`` asks for a thought in ``<think>`` tags and a solution."""
     instruction: str = ""
     """Text appended to every problem, e.g. how to give the answer."""
+    context_tokens: int | None = Field(None, ge=1)
+    """Longest sequence in tokens that the policy is used for, where that is not what its own config says."""
+    rope_theta: float | None = Field(None, gt=0)
+    """Base of the rotary embedding, where it is not the model's own: a larger one stretches the context."""
 
 
 class EvalConfig(_Section):

@@ -327,10 +327,11 @@ class _Sampler:
         from prefix_rft_lab.generation import engine_for
         from prefix_rft_lab.policy import load_policy
         from prefix_rft_lab.rewards import Verifier
+        from prefix_rft_lab.templates import stop_ids
 
         torch.set_num_threads(config.threads)
         model, self.tokenizer = load_policy(config)
-        self.engine = engine_for(model, config, eos_id=int(self.tokenizer.eos_token_id))
+        self.engine = engine_for(model, config, eos_id=stop_ids(self.tokenizer))
         self.verifier = Verifier()
         self.progress = progress
 

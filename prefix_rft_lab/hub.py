@@ -27,9 +27,7 @@ def answers_for(name: str, kind: Literal["model", "dataset"], field: str) -> boo
     try:
         ask(name, timeout=SECONDS)
     except errors.GatedRepoError:
-        raise ConfigError(
-            f"{field} = {name!r} is gated; accept its terms on its page on the Hub, then log in with hf auth login"
-        ) from None
+        raise ConfigError(gated(name, field)) from None
     except errors.RepositoryNotFoundError:
         raise ConfigError(
             f"{field} = {name!r} is neither here nor a {what} that the Hub shows you; correct the name, or log in with hf "
@@ -44,6 +42,23 @@ def answers_for(name: str, kind: Literal["model", "dataset"], field: str) -> boo
         # No network, a time-out, offline by a variable, no name of a repository: the local cache has the last word.
         return False
     return True
+
+
+def gated(name: str, field: str) -> str:
+    """What to do about a repository whose licence is to be accepted first."""
+    return f"{field} = {name!r} is gated; accept its terms on its page on the Hub, then log in with hf auth login"
+
+
+def is_gated(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says so: a gated repository shows its page to all and its files to some."""
+    from huggingface_hub import errors
+
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, errors.GatedRepoError) or status in (401, 403):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def why_not() -> str:

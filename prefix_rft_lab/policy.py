@@ -14,6 +14,7 @@ from prefix_rft_lab import hub
 from prefix_rft_lab.config import ConfigError, RunConfig
 from prefix_rft_lab.entropy import entropy_and_logp, log_probs_and_entropy
 from prefix_rft_lab.tasks.base_policy import ASSETS
+from prefix_rft_lab.templates import stop_ids, use_template
 from prefix_rft_lab.tokens import check_tokenizer
 from prefix_rft_lab.types import SequenceBatch, TokenStats
 
@@ -38,19 +39,20 @@ def autocast_dtype(config: RunConfig) -> torch.dtype | None:
 
 
 def load_tokenizer(config: RunConfig) -> Any:
-    """The tokenizer of ``model.path``.
+    """The tokenizer of ``model.path``, with the template that ``model.template`` asks for.
 
     Raises:
-        ConfigError: no such model, no end token, or no chat template.
+        ConfigError: no such model, no end token, no chat template, or one that the vocabulary does not know.
     """
     path, options = _location(config)
-    return _tokenizer(path, options)
+    return _tokenizer(path, config.model.template, options)
 
 
-def _tokenizer(path: str, options: dict[str, Any]) -> Any:
+def _tokenizer(path: str, template: str, options: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = _loaded(AutoTokenizer, path, **options)
+    use_template(tokenizer, template, path)
     check_tokenizer(tokenizer, path)
     return tokenizer
 
@@ -69,10 +71,44 @@ def _location(config: RunConfig) -> tuple[str, dict[str, Any]]:
     return path, {"local_files_only": not hub.answers_for(path, "model", "model.path")}
 
 
+def load_model_config(config: RunConfig) -> Any:
+    """The transformers config of ``model.path``, with ``model.context_tokens`` and ``model.rope_theta`` put in; no weights.
+
+    Raises:
+        ConfigError: no such model, or one without rotary embeddings whose base is to change.
+    """
+    path, options = _location(config)
+    return _model_config(path, config, options)
+
+
+def _model_config(path: str, config: RunConfig, options: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    found = _loaded(AutoConfig, path, **options)
+    if config.model.context_tokens is not None:
+        found.max_position_embeddings = config.model.context_tokens
+    if config.model.rope_theta is not None:
+        if "rope_theta" not in (getattr(found, "rope_parameters", None) or {}):
+            raise ConfigError(
+                f"model.rope_theta = {config.model.rope_theta:g} needs rotary embeddings with one base, and model.path = "
+                f"{path!r} has none; leave it out"
+            )
+        found.rope_parameters = {**found.rope_parameters, "rope_theta": config.model.rope_theta}
+    return found
+
+
 def _loaded(factory: Any, path: str, **options: Any) -> Any:
     try:
-        return factory.from_pretrained(path, **options)
+        # Left open, the question whether to run a repository's own code would be asked on the terminal.
+        return factory.from_pretrained(path, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"model.path = {path!r} needs code of its own repository to run, which the kit does not do; use a model whose "
+                "architecture transformers knows, such as a Llama or Qwen2"
+            ) from error
+        if hub.is_gated(error):
+            raise ConfigError(hub.gated(path, "model.path")) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if options.get("local_files_only"):
             reason = f"{hub.why_not()}, and it is not in the local cache"
@@ -86,13 +122,15 @@ def load_policy(config: RunConfig) -> tuple[Any, Any]:
     """(model, tokenizer) of ``model.path``, float32 weights on the config's device, dropout off.
 
     Raises:
-        ConfigError: no such model, no end token, no chat template, or a context that is too short.
+        ConfigError: no such model, no end token, no chat template, a context that is too short, or a tokenizer that is
+            not the model's.
     """
     from transformers import AutoModelForCausalLM
 
     path, options = _location(config)
-    tokenizer = _tokenizer(path, options)
-    model = _loaded(AutoModelForCausalLM, path, dtype=torch.float32, **options)
+    tokenizer = _tokenizer(path, config.model.template, options)
+    model_config = _model_config(path, config, options)
+    model = _loaded(AutoModelForCausalLM, path, config=model_config, dtype=torch.float32, **options)
     for name, neutral in (("final_logit_softcapping", None), ("logit_scale", 1), ("logits_scaling", 1)):
         value = getattr(model.config, name, None)
         if value not in (None, neutral):
@@ -101,13 +139,23 @@ def load_policy(config: RunConfig) -> tuple[Any, Any]:
                 f"model.path = {path!r} changes its logits ({name} = {value}), which the kit does not do; use a model "
                 "without it, such as a Llama or Qwen2"
             )
+    highest, rows = max(tokenizer.get_vocab().values()), model.get_input_embeddings().weight.shape[0]
+    if highest >= rows:
+        # The other way round is common: embeddings are padded to a round number.
+        raise ConfigError(
+            f"model.path = {path!r} has a tokenizer whose ids reach {highest} and embeddings of {rows} tokens; save the "
+            "tokenizer that the model was trained with beside it, or resize the embeddings"
+        )
     context = getattr(model.config, "max_position_embeddings", None)
     needed = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
     if context is not None and needed > context:
         raise ConfigError(
             f"rollout.max_prompt_tokens + rollout.max_response_tokens = {needed} exceeds the model's context of "
-            f"{context} tokens; lower one of them"
+            f"{context} tokens; lower one of them, or set model.context_tokens (and model.rope_theta to stretch it)"
         )
+    if len(stops := stop_ids(tokenizer)) > 1 and model.generation_config is not None:
+        # The saved model then ends where it ended in training, whoever generates with it.
+        model.generation_config.eos_token_id = list(stops)
     return model.to(device_of(config)).eval(), tokenizer
 
 

@@ -31,6 +31,7 @@ from prefix_rft_lab.config import ConfigError, RunConfig
 from prefix_rft_lab.generation import Request, TransformersEngine
 from prefix_rft_lab.policy import TokenChoices
 from prefix_rft_lab.runs import FOLLOWED, TOKEN_COLUMNS
+from prefix_rft_lab.templates import stop_ids
 from prefix_rft_lab.tokens import pad_id, pad_rows
 from prefix_rft_lab.types import KIND_NAMES, EncodedProblem, Row
 from prefix_rft_lab.update import Updater, UpdateResult
@@ -428,7 +429,7 @@ def token_table_of(
     if sampled:
         engine = TransformersEngine(
             model,
-            eos_id=int(tokenizer.eos_token_id),
+            eos_id=stop_ids(tokenizer),
             max_batch_rows=config.rollout.max_batch_rows,
             autocast=updater.autocast,
         )

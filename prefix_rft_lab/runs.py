@@ -224,7 +224,7 @@ def source_hash() -> str:
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         inside = path.relative_to(root)
-        if path.suffix in (".py", ".json", ".safetensors") and inside.parts[0] not in READERS:
+        if path.suffix in (".py", ".json", ".jinja", ".safetensors") and inside.parts[0] not in READERS:
             digest.update(inside.as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from prefix_rft_lab import templates
 from prefix_rft_lab.config import ConfigError, RunConfig
 from prefix_rft_lab.types import Demonstration, EncodedProblem, Problem, Row, SequenceBatch, TokenKind
 
@@ -25,7 +26,8 @@ def check_tokenizer(tokenizer: Any, where: str) -> None:
     if not tokenizer.chat_template:
         raise ConfigError(
             f"model.path = {where!r} has a tokenizer without chat_template; save one with the tokenizer "
-            "(tokenizer.chat_template = ...; tokenizer.save_pretrained(...))"
+            "(tokenizer.chat_template = ...; tokenizer.save_pretrained(...)), or name one of the kit in model.template "
+            "('none': plain text, for a base model)"
         )
 
 
@@ -36,11 +38,14 @@ def pad_id(tokenizer: Any) -> int:
 
 def prompt_ids(tokenizer: Any, problem: Problem, config: RunConfig) -> list[int]:
     """Ids of the chat up to the point where the assistant starts to speak."""
+    return tokenizer(_prompt(tokenizer, problem, config), add_special_tokens=False)["input_ids"]
+
+
+def _prompt(tokenizer: Any, problem: Problem, config: RunConfig) -> str:
     messages = [{"role": "user", "content": problem.prompt + config.model.instruction}]
-    if config.model.system_prompt is not None:
-        messages.insert(0, {"role": "system", "content": config.model.system_prompt})
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    if (system := templates.system_message(config.model.system_prompt)) is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
 def encode_problems(
@@ -50,18 +55,21 @@ def encode_problems(
 
     A prompt longer than ``rollout.max_prompt_tokens`` drops its problem (cutting would lose the assistant
     header). A demonstration longer than ``rollout.max_response_tokens`` or empty drops the demonstration
-    only: the problem stays, with its other demonstrations or with plain rows.
+    only: the problem stays, with its other demonstrations or with plain rows. A thought that the template opens with
+    ``<think>`` is not opened again by the demonstration.
     """
     kept: list[EncodedProblem] = []
     reasons: Counter[str] = Counter()
     breaks: dict[int, bool] = {}
     for index, problem in enumerate(problems):
-        ids = prompt_ids(tokenizer, problem, config)
+        prompt = _prompt(tokenizer, problem, config)
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         if len(ids) > config.rollout.max_prompt_tokens:
             reasons["prompt longer than rollout.max_prompt_tokens"] += 1
             continue
         demonstrations = []
         for text in problem.demonstrations:
+            text = templates.without_opening(text, templates.opened_thought(prompt))
             demonstration = encode_demonstration(tokenizer, text, breaks)
             if len(demonstration.ids) == 1:
                 reasons["empty demonstration (problem kept)"] += 1

@@ -44,6 +44,7 @@ from prefix_rft_lab.records import TokenRecorder, tokenizer_id
 from prefix_rft_lab.rewards import Verifier
 from prefix_rft_lab.runs import Run, RunDivergedError, RunWriter, directory_of, disk_error, refuse_another
 from prefix_rft_lab.tasks import sources
+from prefix_rft_lab.templates import stop_ids
 from prefix_rft_lab.tokens import encode_problems, pad_id, step_ends
 from prefix_rft_lab.types import Demonstration, EncodedProblem, Row
 from prefix_rft_lab.update import Updater
@@ -101,9 +102,9 @@ class Trainer:
         self.method = methods.check(config)
         self.device = device_of(config)
         self.model, self.tokenizer = load_policy(config)
-        self.eos_id = int(self.tokenizer.eos_token_id)
+        self.stop_ids = stop_ids(self.tokenizer)
         with ExitStack() as started:
-            self.engine = engine_for(self.model, config, eos_id=self.eos_id)
+            self.engine = engine_for(self.model, config, eos_id=self.stop_ids)
             started.callback(self.engine.close)
             self.verifier = Verifier()
             started.callback(self.verifier.close)
@@ -210,7 +211,7 @@ class Trainer:
                 )
             engine = TransformersEngine(
                 model,
-                eos_id=self.eos_id,
+                eos_id=self.stop_ids,
                 max_batch_rows=self.config.rollout.max_batch_rows,
                 autocast=autocast_dtype(self.config),
             )

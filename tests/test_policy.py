@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import types
 
 import pytest
 import torch
+from tokenizers_factory import save_model
 
 from prefix_rft_lab import methods, policy
 from prefix_rft_lab.config import ConfigError
@@ -167,3 +169,71 @@ def test_a_context_that_is_too_short(small):
 def test_a_gpu_that_is_not_there(small):
     with pytest.raises(ConfigError, match=r"model.device = 'cuda' but torch sees no GPU"):
         load_policy(small(**{"model.device": "cuda"}))
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, small):
+    """Ids without an embedding are refused; embeddings without an id are padding."""
+    save_model(tmp_path, "qwen2", extra_rows=11)
+    config = small(**{"model.path": str(tmp_path), "model.template": "qwen2.5-math"})
+    model, tokenizer = load_policy(config)
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer) + 11
+    save_model(tmp_path, "qwen2", extra_rows=-1)
+    with pytest.raises(ConfigError, match=r"ids reach \d+ and embeddings of \d+ tokens; save the tokenizer"):
+        load_policy(config)
+
+
+def test_a_model_that_brings_its_own_code_is_refused(tmp_path, small):
+    save_model(tmp_path, "qwen2")
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "own.py").write_text("raise SystemExit('this must never run')")
+    values |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = small(**{"model.path": str(tmp_path), "model.template": "none"})
+    for load in (load_policy, policy.load_model_config):
+        with pytest.raises(ConfigError, match="needs code of its own repository to run, which the kit does not do"):
+            load(config)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_gated_model_says_what_to_do(small, monkeypatch, status):
+    """The page of a gated repository answers everybody; its files do not."""
+    import httpx
+    from huggingface_hub import errors
+
+    def refuse(*args, **kwargs):
+        response = httpx.Response(status, request=httpx.Request("GET", "https://huggingface.co/owner/gated"))
+        try:
+            raise errors.GatedRepoError("gated", response=response)
+        except errors.GatedRepoError as error:
+            raise OSError("You are trying to access a gated repo.") from error
+
+    monkeypatch.setattr(policy.hub, "answers_for", lambda *_: True)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", refuse)
+    with pytest.raises(ConfigError, match=r"model.path = 'owner/gated' is gated; accept its terms .* hf auth login"):
+        load_policy(small(**{"model.path": "owner/gated"}))
+
+
+def test_a_context_can_be_stretched(tmp_path, small):
+    """Qwen2.5-Math reads 4096 tokens; published work raises the rotary base and lets it read more."""
+    save_model(tmp_path / "qwen", "qwen2", context=64, rope_parameters={"rope_type": "default", "rope_theta": 1e4})
+    wanted = {"model.path": str(tmp_path / "qwen"), "model.template": "none", "rollout.max_response_tokens": 100}
+    with pytest.raises(ConfigError, match=r"exceeds the model's context of 64 tokens; .* model.context_tokens"):
+        load_policy(small(**wanted))
+    before, _ = load_policy(small(**wanted | {"rollout.max_response_tokens": 30}))
+    model, tokenizer = load_policy(small(**wanted, **{"model.context_tokens": 256, "model.rope_theta": 4e4}))
+    ids = torch.arange(40)[None]
+    assert not torch.allclose(before(ids).logits[0, -1], model(ids).logits[0, -1]), "the angles are others"
+    turns = 4e4 ** -(torch.arange(0, 16, 2) / 16)
+    assert torch.allclose(model.model.rotary_emb.inv_freq, turns)
+    policy.save_policy(model, tokenizer, tmp_path / "saved")
+    again, _ = load_policy(small(**wanted | {"model.path": str(tmp_path / "saved")}))
+    assert again.config.max_position_embeddings == 256
+    assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_a_base_that_is_not_there_cannot_be_changed(tmp_path, small):
+    from transformers import GPT2Config
+
+    GPT2Config(n_layer=1, n_embd=8, n_head=2).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"model.rope_theta = 40000 needs rotary embeddings with one base"):
+        policy.load_model_config(small(**{"model.path": str(tmp_path), "model.rope_theta": 4e4}))

@@ -749,7 +749,7 @@ def test_demonstrations_by_the_policy_itself(tmp_path, small):
     def demonstrations(**changes):
         config = small(**changes)
         with Trainer(config, RunWriter(config, tmp_path)) as one:
-            return [p.demonstration_ids for p in one.train_problems], one.eos_id
+            return [p.demonstration_ids for p in one.train_problems], int(one.tokenizer.eos_token_id)
 
     own, eos = demonstrations(**{"data.expert": "self"})
     assert sum(ids is not None for ids in own) >= 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from prefix_rft_lab.config import RunConfig
@@ -12,7 +13,7 @@ from prefix_rft_lab.policy import autocast_dtype
 __all__ = ["Completion", "Engine", "Request", "TransformersEngine", "engine_for"]
 
 
-def engine_for(model: Any, config: RunConfig, *, eos_id: int) -> Engine:
+def engine_for(model: Any, config: RunConfig, *, eos_id: int | Sequence[int]) -> Engine:
     """The engine that ``rollout.engine`` names, for a model that it samples from; close it in the end.
 
     Raises:

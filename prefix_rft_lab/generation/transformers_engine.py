@@ -83,16 +83,21 @@ class TransformersEngine:
 
     Args:
         model: a transformers causal language model; it is put into eval mode for the length of a call.
-        eos_id: the id that ends a response.
+        eos_id: the id that ends a response, or several.
         max_batch_rows: rows decoded together at most.
         autocast: arithmetic of the forward passes, or None for the weights' own.
     """
 
     def __init__(
-        self, model: Any, *, eos_id: int, max_batch_rows: int = 2048, autocast: torch.dtype | None = None
+        self,
+        model: Any,
+        *,
+        eos_id: int | Sequence[int],
+        max_batch_rows: int = 2048,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.model = model
-        self.eos_id = eos_id
+        self.eos_ids = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
         self.max_batch_rows = max_batch_rows
         self.autocast = autocast
 
@@ -170,7 +175,7 @@ class TransformersEngine:
             tokens[live, step] = chosen_np[running]
             logps[live, step] = logp.cpu().numpy()[running]
             counts[live] = step + 1
-            ended[live] = chosen_np[running] == self.eos_id
+            ended[live] = np.isin(chosen_np[running], self.eos_ids)
             running = ~ended[rows] & (step + 1 < limits[rows])
             if not running.any():
                 break

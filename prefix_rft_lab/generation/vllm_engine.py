@@ -49,7 +49,7 @@ class VllmEngine:
     Args:
         model: the transformers model whose weights are sampled from; it stays where it is.
         config: the run: lengths, arithmetic, threads, ``vllm``.
-        eos_id: the id that ends a response.
+        eos_id: the id that ends a response, or several.
 
     Raises:
         ConfigError: vLLM is missing, of another version, or does not start with this model or memory.
@@ -57,10 +57,10 @@ class VllmEngine:
 
     _open = False
 
-    def __init__(self, model: Any, config: RunConfig, *, eos_id: int) -> None:
+    def __init__(self, model: Any, config: RunConfig, *, eos_id: int | Sequence[int]) -> None:
         self.model = model
         self.config = config
-        self.eos_id = eos_id
+        self.eos_ids = [eos_id] if isinstance(eos_id, int) else list(eos_id)
         self.bound = MAX_GAP[config.model.dtype] if config.vllm.max_gap is None else config.vllm.max_gap
         self._fresh = False
         self._asleep = False
@@ -169,7 +169,7 @@ class VllmEngine:
                         max_tokens=request.max_new_tokens,
                         temperature=0.0 if greedy else temperature,
                         seed=request.key % SEEDS,
-                        stop_token_ids=[self.eos_id] if self.eos_id >= 0 else [],
+                        stop_token_ids=[end for end in self.eos_ids if end >= 0],
                         # The model's config may name other end tokens.
                         ignore_eos=True,
                         logprobs=0,
@@ -188,7 +188,7 @@ class VllmEngine:
             found[i] = Completion(
                 token_ids=ids,
                 logp=[place[token].logprob for place, token in zip(row.logprobs, ids, strict=True)],
-                truncated=ids[-1] != self.eos_id,
+                truncated=ids[-1] not in self.eos_ids,
             )
         if pushed:
             places = [i for i, _ in wanted[:CHECKED_ROWS]]
