@@ -68,8 +68,9 @@ class RaggedCache(Cache):
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write one new column of each row, (rows, heads, 1, head_dim), and return all columns up to ``width``."""
-        self.keys[layer_idx][self.rows, :, self.columns] = key_states[:, :, 0]
-        self.values[layer_idx][self.rows, :, self.columns] = value_states[:, :, 0]
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        keys[self.rows, :, self.columns] = key_states[:, :, 0].to(keys.dtype)
+        values[self.rows, :, self.columns] = value_states[:, :, 0].to(values.dtype)
         return self.keys[layer_idx][:, :, : self.width], self.values[layer_idx][:, :, : self.width]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -133,7 +134,11 @@ class TransformersEngine:
         output = self.model.base_model(input_ids=ids, use_cache=True)
         last = output.last_hidden_state[torch.arange(len(contexts), device=device), lengths - 1]
         index = torch.tensor(row_to_context, device=device)
-        layers = [(layer.keys[index], layer.values[index]) for layer in output.past_key_values.layers]
+        # Under autocast rotated keys come as float32, and attention rounds them anyway: the cache holds them rounded.
+        dtype = self.autocast or self.model.dtype
+        layers = [
+            (layer.keys[index].to(dtype), layer.values[index].to(dtype)) for layer in output.past_key_values.layers
+        ]
         cache.load(layers, lengths[index])
         return self.model.get_output_embeddings()(last)[index]
 
