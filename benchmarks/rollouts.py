@@ -1,7 +1,8 @@
-"""Rollouts of one step: the kit's engine against `model.generate` on the same rows, in one run.
+"""Rollouts of one step: the kit's engines against `model.generate` on the same rows, in one run.
 
-Both sample at temperature 1 with the same limits from the same weights; they draw different random numbers, so
-lengths differ a little and the ratio is of tokens a second. Rounds alternate between the two.
+All sample at temperature 1 with the same limits from the same weights; they draw different random numbers, so
+lengths differ a little and the ratio is of tokens a second. Rounds alternate between them. vLLM takes part where it is
+installed, with its weights pushed before every round.
 
     python benchmarks/rollouts.py [--model tiny] [--problems chains] [--rounds 7] [--set rollout.max_response_tokens=64]
 """
@@ -16,7 +17,8 @@ import torch
 import yaml
 
 from prefix_rft_lab import prefixes, preset, rng
-from prefix_rft_lab.generation import Request, TransformersEngine
+from prefix_rft_lab.doctor import installed_vllm
+from prefix_rft_lab.generation import Request, TransformersEngine, engine_for
 from prefix_rft_lab.policy import load_policy
 from prefix_rft_lab.tasks import sources
 from prefix_rft_lab.tokens import encode_problems, pad_id
@@ -58,20 +60,35 @@ def main() -> None:
         ended = (out == tokenizer.eos_token_id).long()
         return int((ended.cumsum(1) - ended == 0).sum())
 
-    speeds: dict[str, list[float]] = {"engine": [], "model.generate": []}
+    ways = {"engine": ours, "model.generate": theirs}
+    vllm = None
+    if installed_vllm() != ("", ""):
+        vllm = engine_for(model, config.replace(**{"rollout.engine": "vllm"}), eos_id=tokenizer.eos_token_id)
+
+        def by_vllm() -> int:
+            vllm.weights_changed()
+            return sum(len(c.token_ids) for c in vllm.generate(requests))
+
+        ways["vllm"] = by_vllm
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(args.rounds + 1):
-        for name, generate in (("engine", ours), ("model.generate", theirs)):
+        for name, generate in ways.items():
             start = time.perf_counter()
             tokens = generate()
             if round_number:  # the first round warms up
                 speeds[name].append(tokens / (time.perf_counter() - start))
-    ratios = [a / b for a, b in zip(speeds["engine"], speeds["model.generate"], strict=True)]
     print(f"{len(rows)} rows, {config.threads} thread(s), {args.rounds} rounds")
     for name, values in speeds.items():
         print(
             f"{name:15s} median {statistics.median(values):8.0f} tokens/s (min {min(values):.0f}, max {max(values):.0f})"
         )
-    print(f"ratio           median {statistics.median(ratios):8.2f} (min {min(ratios):.2f}, max {max(ratios):.2f})")
+    for name in [name for name in ways if name != "model.generate"]:
+        ratios = [a / b for a, b in zip(speeds[name], speeds["model.generate"], strict=True)]
+        print(
+            f"{name} / model.generate: median {statistics.median(ratios):.2f} (min {min(ratios):.2f}, max {max(ratios):.2f})"
+        )
+    if vllm is not None:
+        vllm.close()
 
 
 if __name__ == "__main__":

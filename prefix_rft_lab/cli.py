@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefix_rft_lab.config import RunConfig
     from prefix_rft_lab.runs import Run
+    from prefix_rft_lab.sweeps import Plan
 
 RESUMES = "interrupted; what was recorded is kept, and the same command goes on from the newest checkpoint"
 
@@ -107,6 +108,20 @@ def parser() -> argparse.ArgumentParser:
             "prefix-rft train --config run.yaml --set prefix.keep_fraction=0.5 --dry-run",
         )
     )
+    _add_sweep(
+        add(
+            "sweep",
+            _sweep,
+            "Train all runs of a file and compare its arms.\n"
+            "Finished runs are not trained again, interrupted ones resume, those that fail or diverge stop no other. The same\n"
+            "command on several machines that share the folder divides the runs among them.\n"
+            "Exit status 1 if a run failed.",
+            "prefix-rft sweep --list",
+            "prefix-rft sweep demo_quality --profile quick --plan",
+            "prefix-rft sweep demo_quality --profile quick --workers 2",
+            "prefix-rft sweep mine.yaml --seeds 0,1,2 --set rl.steps=50 --run-limit 3600",
+        )
+    )
     _add_evaluate(
         add(
             "evaluate",
@@ -166,6 +181,19 @@ def parser() -> argparse.ArgumentParser:
             "prefix-rft reproduce --profile smoke --out /tmp/smoke",
         )
     )
+    listed = add(
+        "claims",
+        _claims,
+        "Judge the claims of the paper by the finished runs of a profile.\n"
+        "Prints the effect here with its interval, corrected for all claims, the paper's figure and the verdict.\n"
+        "A claim without runs says which command makes them.",
+        "prefix-rft claims --list",
+        "prefix-rft claims --profile full --out reproduction",
+    )
+    listed.add_argument("--profile", default="full", help="smoke, quick or full (default %(default)s)")
+    listed.add_argument("--out", default="reproduction", help="parent of the profile's folder (default %(default)s)")
+    listed.add_argument("--sweep", metavar="NAME", help="only the claims that compare its arms")
+    listed.add_argument("--list", action="store_true", help="only say what is claimed and how it is tested")
     report = add(
         "report",
         _report,
@@ -217,6 +245,21 @@ def _add_train(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--dry-run", action="store_true", help="print the config and where the run would be, train nothing"
     )
+
+
+def _add_sweep(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("source", nargs="?", metavar="FILE", help="a YAML file, or the name of a sweep of the kit")
+    sub.add_argument("--profile", help="smoke, quick, full or one of the file (default: the file as it stands)")
+    sub.add_argument("--seeds", metavar="N,N", help="seeds in place of the file's")
+    sub.add_argument("--out", default="runs", help="folder of all runs (default %(default)s)")
+    _add_set(sub)
+    sub.add_argument("--workers", type=int, default=2, metavar="N", help="runs trained at a time (default %(default)s)")
+    sub.add_argument(
+        "--run-limit", type=float, metavar="SECONDS", help="a run that takes longer is stopped and counts as failed"
+    )
+    sub.add_argument("--time-limit", type=float, metavar="SECONDS", help="limit of the whole command")
+    sub.add_argument("--plan", action="store_true", help="print the runs and how each stands, train nothing")
+    sub.add_argument("--list", action="store_true", help="print the sweeps of the kit")
 
 
 def _add_evaluate(sub: argparse.ArgumentParser) -> None:
@@ -337,6 +380,8 @@ def _add_reproduce(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", default="reproduction", help="parent of the profile's folder (default %(default)s)")
     sub.add_argument("--workers", type=int, default=2, metavar="N", help="runs trained at a time (default %(default)s)")
     sub.add_argument("--notebooks", metavar="DIR", help="folder of the notebooks (default: of the repository)")
+    sub.add_argument("--only", metavar="01,02", help="numbers of the notebooks to run (default: those of the profile)")
+    sub.add_argument("--sweeps", metavar="A,B", help="sweeps to train and report (default: those of the profile)")
 
 
 def _add_set(sub: argparse.ArgumentParser) -> None:
@@ -470,11 +515,11 @@ def _train(args: argparse.Namespace) -> int:
         return 0
     runs = _trained(args, configs)
     for run in runs:
-        print(f"run {run.path}")
+        print(f"run {run.path}{f'  {run.diverged}' if run.diverged else ''}")
     print(results(runs))
     if len(runs) > 1:
         print(f"\n{comparison(runs)}")
-    return 0
+    return 1 if any(run.diverged for run in runs) else 0
 
 
 def _trained(args: argparse.Namespace, configs: Sequence[RunConfig]) -> list[Run]:
@@ -515,18 +560,108 @@ def results(runs: Sequence[Run]) -> str:
     return format_table(rows)
 
 
-def comparison(runs: Sequence[Run]) -> str:
-    """A line for each method and split, with 95% intervals over seeds and problems, untrained policy first."""
+def comparison(runs: Sequence[Run], label: Callable[[Run], str] | None = None) -> str:
+    """A line for each method (or label) and split, with 95% intervals over seeds and problems."""
     from prefix_rft_lab import stats
     from prefix_rft_lab.evaluation_run import format_table
 
-    rows = [("method", "split", "seeds", "steps", "avg@k", "pass@k", "greedy", "resampled over")]
-    groups = stats.group(runs)
+    rows = [
+        ("method" if label is None else "arm", "split", "seeds", "steps", "avg@k", "pass@k", "greedy", "resampled over")
+    ]
+    groups = stats.group(runs, label)
     for split in dict.fromkeys(split for run in runs for split in run.summary["splits"]):
-        for row in stats.compare(runs, split).to_dict("records"):
+        for row in stats.compare(runs, split, label=label).to_dict("records"):
             cells = [f"{row[n]:.3f} [{row[f'{n}_low']:.3f}, {row[f'{n}_high']:.3f}]" for n in ("avg", "pass", "greedy")]
-            steps = str(len(groups[row["method"]][0].metrics))
+            steps = str(max(len(run.metrics) for run in groups[row["method"]]))
             rows.append((row["title"], split, str(row["seeds"]), steps, *cells, row["resampled"]))
+    return format_table(rows)
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from prefix_rft_lab import sweeps
+    from prefix_rft_lab.config import ConfigError
+    from prefix_rft_lab.evaluation_run import format_table
+    from prefix_rft_lab.pool import PoolError
+
+    if args.list:
+        print(format_table(_kit_sweeps()))
+        return 0
+    if args.source is None:
+        raise ConfigError(f"no sweep is given; name a YAML file, or one of {', '.join(sweeps.names())}")
+    seeds = None if args.seeds is None else _whole_numbers("--seeds", args.seeds)
+    plan = sweeps.plan(args.source, args.profile, seeds=seeds, **changes_of(args.changes))
+    if args.plan:
+        print(format_table(_planned(plan, args.out)))
+        return 0
+    print(f"{plan.sweep.name}: {plan.sweep.question or 'no question'} {len(plan.runs)} runs", flush=True)
+    failures = []
+    try:
+        sweeps.run(
+            plan,
+            out=args.out,
+            workers=args.workers,
+            run_seconds_limit=args.run_limit,
+            seconds_limit=args.time_limit,
+        )
+    except PoolError as error:
+        failures = error.failures
+        print(f"prefix-rft: {error}", file=sys.stderr)
+        for failure in failures:
+            if failure.tail:
+                print(f"\nthe end of {failure.log}:\n{failure.tail}", file=sys.stderr)
+    runs = sweeps.finished(plan, args.out)
+    if runs:
+        print(_sweep_table(plan, runs))
+    for run in runs:
+        if run.diverged:
+            print(f"{plan.label()(run)}, seed {run.seed} counts as solving nothing: {run.diverged}")
+    folders = dict.fromkeys(str(sweeps.directory_of(config, args.out).parent) for config in plan.configs)
+    print(f"runs     {', '.join(folders)} ({len(runs)} of {len(plan.runs)} finished)")
+    print(f"logs     {Path(args.out) / 'logs'}")
+    for name in ("sweep.json", "summary.csv", "seconds.csv"):
+        print(f"{'written' if name == 'sweep.json' else '':8} {plan.folder(args.out) / name}")
+    return 1 if failures else 0
+
+
+def _kit_sweeps() -> list[tuple[str, ...]]:
+    from prefix_rft_lab import sweeps
+    from prefix_rft_lab.experiments import PROFILES
+
+    rows = [("sweep", *(f"runs, {profile}" for profile in PROFILES), "question")]
+    for name in sweeps.names():
+        sweep = sweeps.load(name)
+        counts = [str(len(sweeps.plan(sweep, profile).runs)) for profile in PROFILES]
+        rows.append((name, *counts, sweep.question))
+    return rows
+
+
+def _planned(plan: Plan, out: str) -> list[tuple[str, ...]]:
+    from prefix_rft_lab import sweeps
+
+    failed = sweeps.failures(plan, out)
+    rows: list[tuple[str, ...]] = [("arm", *plan.fields, "seed", "directory", "state")]
+    places = [("(expert)", *("" for _ in plan.fields)) for _ in plan.experts]
+    places += [(planned.arm, *(str(value) for value in planned.values.values())) for planned in plan.runs]
+    for place, config in zip(places, [*plan.experts, *plan.configs], strict=True):
+        state = sweeps.state(config, out, failed)
+        rows.append((*place, str(config.seed), str(sweeps.directory_of(config, out)), str(state)))
+    return rows
+
+
+def _sweep_table(plan: Plan, runs: Sequence[Run]) -> str:
+    """The arms compared; of a sweep without a final evaluation their last validations."""
+    from prefix_rft_lab.config import ConfigError
+    from prefix_rft_lab.evaluation_run import format_table
+
+    if any(run.summary["splits"] for run in runs):
+        try:
+            return comparison(runs, plan.label())
+        except ConfigError as error:
+            return f"not compared: {error}"
+    rows: list[tuple[str, ...]] = [("arm", "seed", "validation avg@k", "pass@k", "greedy")]
+    for run in runs:
+        last = run.evaluations.iloc[-1]
+        rows.append((plan.label()(run), str(run.seed), *(f"{last[name]:.3f}" for name in ("avg", "pass", "greedy"))))
     return format_table(rows)
 
 
@@ -699,7 +834,31 @@ def _tokens(args: argparse.Namespace) -> int:
 def _reproduce(args: argparse.Namespace) -> int:
     from prefix_rft_lab.notebooks import reproduce
 
-    reproduce(args.profile, args.out, args.workers, notebooks=args.notebooks)
+    reproduce(
+        args.profile,
+        args.out,
+        args.workers,
+        notebooks=args.notebooks,
+        only=args.only and args.only.split(","),
+        sweeps=args.sweeps and args.sweeps.split(","),
+    )
+    return 0
+
+
+def _claims(args: argparse.Namespace) -> int:
+    from prefix_rft_lab import claims
+
+    chosen = claims.of_sweep(args.sweep) if args.sweep else claims.load()
+    if args.list:
+        for claim in chosen:
+            against = f" than {claim.than}" if claim.than else ""
+            asked = f"{claim.range[0]:g} to {claim.range[1]:g}" if claim.range else f"{claim.smallest:g}"
+            print(f"{claim.id}\n  {claim.claim}\n  {claim.source}: {claim.paper}")
+            print(f"  {claim.measure} of {claim.of} {claim.test}{against}, {asked}. {claim.reading}".rstrip())
+        return 0
+    results = claims.results(Path(args.out) / args.profile / "runs", args.profile)
+    for verdict in claims.judge(chosen, results):
+        print(f"{verdict.claim.id}: {verdict.sentence}\n  There: {verdict.claim.paper}. Alone: {verdict.alone}.")
     return 0
 
 

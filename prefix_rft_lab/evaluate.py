@@ -109,6 +109,26 @@ def sample_scores(
     return pd.DataFrame(rows)
 
 
+def unsolved_scores(problems: Sequence[EncodedProblem], *, k: int) -> pd.DataFrame:
+    """The table of :func:`sample_scores` for a policy that is no more: nothing solved, and no lengths."""
+    nan = float("nan")
+    return pd.DataFrame(
+        [
+            {
+                "id": problem.problem.id,
+                "split": problem.problem.split,
+                "level": problem.problem.level,
+                "k": k,
+                "correct": 0,
+                "greedy": 0.0,
+                "tokens": nan,
+                "truncated": nan,
+            }
+            for problem in problems
+        ]
+    )
+
+
 def pass_curve(table: pd.DataFrame) -> pd.DataFrame:
     """Unbiased pass@k at k = 1, 2, 4, ... and the number of samples, with 95% intervals over problems.
 

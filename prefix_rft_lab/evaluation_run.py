@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from prefix_rft_lab.config import ConfigError, RunConfig, preset
-from prefix_rft_lab.runs import Run, append_line, environment, read_lines, write_json, write_table, write_text
+from prefix_rft_lab.runs import Run, RunError, append_line, environment, read_lines, write_json, write_table, write_text
 from prefix_rft_lab.types import EncodedProblem, Problem
 
 
@@ -174,25 +178,160 @@ def evaluate_benchmarks(
     return found
 
 
+MANY = "many"
+"""Name of the table of a run whose policy was sampled many times: ``run.evaluation(MANY)``."""
+
+
+def sample_many(
+    run: Run, *, k: int, problems: int, split: str = "test", progress: Callable[[int, str], None] | None = None
+) -> Evaluation:
+    """Sample a finished run's policy many times into ``<run>/evaluation/many.parquet``; an interrupted call goes on.
+
+    The keys are those of the run's final evaluation, so that its samples are the first of these.
+
+    Args:
+        k: samples of each problem.
+        problems: only the first so many problems of the split.
+
+    Raises:
+        ConfigError, RunError: as :func:`config_for` and :func:`evaluate_policy`.
+    """
+    config = config_for(str(run.path), changes={"evaluation.k": k})
+    return evaluate_policy(
+        config, split=split, limit=problems, out=run.path / "evaluation" / f"{MANY}.parquet", progress=progress
+    )
+
+
+def sample_all(
+    runs: Sequence[Run], *, k: int, problems: int, split: str = "test", workers: int = 2, progress: bool = True
+) -> list[Run]:
+    """:func:`sample_many` of several runs, in worker processes.
+
+    A table of this size that is there already is kept, and one that was interrupted goes on; a run that fails stops no
+    other.
+
+    Args:
+        workers: processes at most; each takes ``config.threads`` threads of its runs.
+        progress: show how many runs are done.
+
+    Returns:
+        the runs, as they were given; ``run.evaluation("many")`` and ``stats.pass_curve(runs, "many")`` read the tables.
+
+    Raises:
+        ConfigError: a run that is not finished, or without saved weights; k, problems or workers below 1.
+        RunError: runs that could not be sampled, and why; the tables of the others are finished.
+    """
+    from prefix_rft_lab.pool import Status
+
+    for name, value in (("k", k), ("problems", problems), ("workers", workers)):
+        if value < 1:
+            raise ConfigError(f"{name} = {value} cannot be used: it should be at least 1")
+    for run in runs:
+        if not run.done:
+            raise ConfigError(f"run = {str(run.path)!r} is not finished; train it to its end first")
+        config_for(str(run.path))  # refuses one without saved weights
+    size: dict[str, Any] = {"k": k, "problems": problems, "split": split}
+    todo = [run for run in {run.path: run for run in runs}.values() if not _has_many(run, **size)]
+    waiting, failures = list(reversed(todo)), list[str]()
+    processes = [_worker(todo[0].config.threads) for _ in range(min(workers, len(todo)))]
+
+    def ask(process: subprocess.Popen[str], status: Status) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        while waiting:
+            run = waiting.pop()
+            status.update(0, f"sampling {len(todo) - len(waiting)}/{len(todo)} runs, {run.method} s{run.seed}")
+            try:
+                process.stdin.write(json.dumps({"run": str(run.path), **size}) + "\n")
+                process.stdin.flush()
+                # Libraries may print lines of their own; an empty line is the end of a process that was killed.
+                while not (line := process.stdout.readline()).startswith(ANSWER) and line:
+                    pass
+            except BrokenPipeError:
+                line = ""
+            if message := line.removeprefix(ANSWER).strip() if line else "its process ended; out of memory?":
+                failures.append(f"{run.path.name}: {message}")
+            if not line:
+                return
+
+    try:
+        with Status(None, progress and bool(todo)) as status, ThreadPoolExecutor(max(len(processes), 1)) as threads:
+            try:
+                for asked in [threads.submit(ask, process, status) for process in processes]:
+                    asked.result()
+            finally:
+                # Whatever happened here, the threads come back once their processes have ended.
+                waiting_then = [run.path.name for run in waiting]
+                waiting.clear()
+                for process in processes:
+                    process.kill()
+    finally:
+        for process in processes:
+            process.communicate()
+    failures += [f"{name}: not started" for name in waiting_then]
+    if failures:
+        raise RunError(
+            f"{len(failures)} of {len(todo)} runs were not sampled; the same call keeps the others and goes on with these:\n  "
+            + "\n  ".join(failures)
+        )
+    return list(runs)
+
+
+ANSWER = "prefix_rft_lab: "
+"""Starts a worker's answer: nothing more behind it for a table that is written, else what went wrong."""
+
+
+def _worker(threads: int) -> subprocess.Popen[str]:
+    """A process that samples a run for each line it is asked by; it ends with its input, so that none is left behind."""
+    from prefix_rft_lab.pool import THREAD_VARIABLES
+
+    path = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONPATH": os.pathsep.join(path)}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "prefix_rft_lab.evaluation_run"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, **environment, "TOKENIZERS_PARALLELISM": "false"},
+    )
+
+
+def _serve() -> None:
+    for line in sys.stdin:
+        asked = json.loads(line)
+        message = ""
+        try:
+            sample_many(Run(asked.pop("run")), **asked)
+        except Exception as error:
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"{ANSWER}{message}", flush=True)
+
+
+def _has_many(run: Run, *, k: int, problems: int, split: str) -> bool:
+    """Whether :func:`sample_many` has finished for a run at this size."""
+    beside = run.path / "evaluation" / f"{MANY}.json"
+    if not beside.is_file() or not beside.with_suffix(".parquet").is_file():
+        return False
+    found = json.loads(beside.read_text(encoding="utf-8"))
+    wanted = (split, k, min(problems, run.config.data.eval_problems))
+    return (found["split"], found["summary"]["k"], found["summary"]["problems"]) == wanted
+
+
 class _Sampler:
     """One policy and one verifier, for one evaluation or several."""
 
     def __init__(self, config: RunConfig, progress: Callable[[int, str], None] | None) -> None:
         import torch
 
-        from prefix_rft_lab.generation import TransformersEngine
-        from prefix_rft_lab.policy import autocast_dtype, load_policy
+        from prefix_rft_lab.generation import engine_for
+        from prefix_rft_lab.policy import load_policy
         from prefix_rft_lab.rewards import Verifier
         from prefix_rft_lab.templates import stop_ids
 
         torch.set_num_threads(config.threads)
         model, self.tokenizer = load_policy(config)
-        self.engine = TransformersEngine(
-            model,
-            eos_id=stop_ids(self.tokenizer),
-            max_batch_rows=config.rollout.max_batch_rows,
-            autocast=autocast_dtype(config),
-        )
+        self.engine = engine_for(model, config, eos_id=stop_ids(self.tokenizer))
         self.verifier = Verifier()
         self.progress = progress
 
@@ -200,6 +339,7 @@ class _Sampler:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.engine.close()
         self.verifier.close()
 
     def score(self, responses: Sequence[list[int]], golds: Sequence[str]) -> list[float]:
@@ -424,3 +564,7 @@ def format_table(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+if __name__ == "__main__":
+    _serve()

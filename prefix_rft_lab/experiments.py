@@ -1,4 +1,4 @@
-"""What ``make reproduce`` trains: the main comparison, at three sizes.
+"""What ``make reproduce`` trains, at three sizes.
 
 A profile changes how much is run, never how a method works: smoke shows that everything connects (its numbers mean
 nothing), quick gives a first answer in minutes, full is the one to quote.
@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from prefix_rft_lab.config import ConfigError, RunConfig, preset
+from prefix_rft_lab.config import ConfigError
 
-MAIN_METHODS = ("base", "sft", "rft", "sft_then_rft", "prefix_rft")
-"""The methods of the main comparison; ``base`` is the policy before training."""
+SWEEPS = ("main", "demo_quality", "demonstration_fraction", "problem_fraction", "components", "methods")
+"""The sweeps that answer a question; the kit's others only serve them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,14 @@ class Profile:
     seeds: tuple[int, ...]
     changes: dict[str, Any]
     """Dotted config fields and values, over the preset ``tiny``."""
+    sweeps: tuple[str, ...]
+    """Sweeps of the kit (:mod:`prefix_rft_lab.sweeps`) that a reproduction trains; the first is the main comparison."""
+    notebooks: tuple[str, ...] | None = None
+    """Numbers of the notebooks that a reproduction runs, e.g. ``("01", "02")``; None for all."""
+    many_samples: int = 256
+    """Samples of each problem where pass@k is followed to large k (:func:`prefix_rft_lab.evaluation_run.sample_all`)."""
+    many_problems: int = 48
+    """Test problems sampled so often."""
 
 
 PROFILES = {
@@ -41,16 +49,26 @@ PROFILES = {
             "records.tokens_every": 2,
             "records.checkpoint_every": 2,
         },
+        sweeps=SWEEPS,
+        many_samples=8,
+        many_problems=6,
     ),
-    "quick": Profile(seeds=(0, 1), changes={}),
+    "quick": Profile(
+        seeds=(0, 1),
+        changes={},
+        many_samples=64,
+        many_problems=48,
+        sweeps=("main", "demo_quality", "demonstration_fraction", "problem_fraction"),
+        notebooks=("01", "02", "03", "04", "05"),
+    ),
     "full": Profile(
         seeds=(0, 1, 2, 3, 4),
         changes={
             "rl.steps": 200,
             "prefix.decay_steps": 200,
             "sft.steps": 80,
-            "data.eval_problems": 512,
         },
+        sweeps=SWEEPS,
     ),
 }
 
@@ -64,21 +82,3 @@ def profile(name: str) -> Profile:
     if name not in PROFILES:
         raise ConfigError(f"profile = {name!r} is not known; use one of {', '.join(PROFILES)}")
     return PROFILES[name]
-
-
-def main_comparison(name: str, *, methods: tuple[str, ...] = MAIN_METHODS, **changes: Any) -> list[RunConfig]:
-    """Configs of every method and seed of the main comparison, longest first; ``base`` once, since it has no seed.
-
-    Args:
-        name: a profile.
-        methods: names of :data:`prefix_rft_lab.methods.METHODS`.
-        **changes: dotted config fields on top of the profile's.
-    """
-    chosen = profile(name)
-    values = {"name": f"main-{name}", **chosen.changes, **changes}
-    order = sorted(methods, key=lambda method: method in ("base", "sft"))
-    return [
-        preset("tiny", method=method, seed=seed, **values)
-        for method in order
-        for seed in (chosen.seeds[:1] if method == "base" else chosen.seeds)
-    ]

@@ -127,6 +127,20 @@ def shaped_demonstration_tokens(
     return -advantages * demonstration_ratio(logp, shape=shape, gamma=gamma, demonstration_probs=demonstration_probs)
 
 
+def importance_weights(logp: torch.Tensor, engine_logp: torch.Tensor, cap: float) -> torch.Tensor:
+    """min(p_trainer / p_engine, cap) of sampled tokens, without a gradient. Any shape.
+
+    Corrects for an engine that samples under slightly other probabilities than the trainer computes (truncated importance
+    sampling: Yao et al. 2025, Your Efficient RL Framework Secretly Brings You Off-Policy RL Training).
+
+    Args:
+        logp: the trainer's log-probabilities before the update, nats.
+        engine_logp: same shape, those that the tokens were sampled under.
+        cap: largest weight, which bounds the variance.
+    """
+    return (logp.detach() - engine_logp).exp().clamp(max=cap)
+
+
 def dr_grpo_normaliser(rows: int, max_response_tokens: int) -> float:
     """What the sum of all token losses of an optimizer window is divided by, once: rows * max_response_tokens.
 

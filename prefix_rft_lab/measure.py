@@ -6,9 +6,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from prefix_rft_lab import methods, prefixes, schedules
 from prefix_rft_lab.config import RunConfig
-from prefix_rft_lab.types import KIND_NAMES, Row
+from prefix_rft_lab.types import KIND_NAMES, Row, TokenKind
 from prefix_rft_lab.update import UpdateResult
 
 METRICS = {
@@ -38,6 +40,8 @@ METRICS = {
     "plain_tokens": "mean response length of plain rows, tokens",
     "hybrid_tokens": "mean response length of hybrid rows, prefix included, tokens",
     "truncated": "share of sampled rows that ran out of tokens",
+    "engine_gap": "mean distance of the engine's and the trainer's log-probabilities of the sampled tokens, nats",
+    "engine_gap_max": "largest such distance, nats",
     "grad_norm": "global gradient norm before clipping",
     "grad_norm_<kind>": "gradient norm of the loss of one kind alone, before clipping (every records.diagnostics_every steps)",
     "kl": "KL from the policy before the step to the one after it, nats a sampled token (as above)",
@@ -90,6 +94,16 @@ def row_metrics(
             "hybrid_tokens": _mean(len(row.response_ids) for row in hybrid),
         }
     return line
+
+
+def engine_gap(rows: list[Row], result: UpdateResult) -> dict[str, float]:
+    """How far the engine that sampled a step's rows was from the trained policy before the update."""
+    sampled = result.kinds != TokenKind.PREFIX
+    if not sampled.any():
+        return {}
+    engine = torch.tensor([logp for row in rows for logp in row.engine_logp], dtype=torch.float64)
+    gap = (engine - result.old_logp[sampled].cpu()).abs()
+    return {"engine_gap": float(gap.mean()), "engine_gap_max": float(gap.max())}
 
 
 def token_metrics(result: UpdateResult) -> dict[str, float]:

@@ -503,19 +503,24 @@ def reproduce(
     workers: int = 2,
     *,
     notebooks: str | Path | None = None,
+    only: Sequence[str] | None = None,
+    sweeps: Sequence[str] | None = None,
     seconds_limit: float = SECONDS_LIMIT,
     progress: bool = True,
 ) -> Path:
-    """Run all numbered notebooks in order into ``<out>/<profile>`` and write the report.
+    """Train the profile's sweeps into ``<out>/<profile>``, run its numbered notebooks in order, and write the report.
 
-    The notebooks are executed every time; finished runs in them are taken as they are and interrupted ones resume, so
-    that the same call after an interruption goes on where it stopped.
+    The notebooks are executed every time and find their runs finished; interrupted runs resume, so that the same call
+    after an interruption goes on where it stopped.
 
     Args:
         profile: smoke, quick or full.
         out: parent folder of the profile's folder.
-        workers: training processes, for notebooks that declare ``workers``.
+        workers: training processes, also for notebooks that declare ``workers``.
         notebooks: folder of the notebooks; by default ``notebooks`` of the repository.
+        only: numbers of the notebooks to run, e.g. ``["01", "06"]``; by default those of the profile.
+        sweeps: names of the sweeps to train and report, the first is the main comparison; by default those of the
+            profile. Claims on others are reported as missing.
         seconds_limit: wall-clock limit of each notebook.
         progress: show what is going on, and at the end where everything is.
 
@@ -523,16 +528,23 @@ def reproduce(
         the report.
 
     Raises:
-        ConfigError: an unknown profile, or no notebooks; nothing was run.
-        RunError: a notebook failed; finished runs are kept.
+        ConfigError: an unknown profile, sweep or notebook; nothing was run.
+        RunError: a run or a notebook failed; finished runs are kept.
     """
-    from prefix_rft_lab import report
-    from prefix_rft_lab.experiments import main_comparison
+    from prefix_rft_lab import experiments, report
+    from prefix_rft_lab.sweeps import plan, run_all
 
-    wanted = {directory_of(config, "").as_posix() for config in main_comparison(profile)}
+    chosen = experiments.profile(profile)
+    plans = [plan(name, profile) for name in sweeps or chosen.sweeps]
     if workers < 1:
         raise ConfigError(f"workers = {workers} cannot be used: it should be at least 1")
     sources = find_notebooks(notebooks)
+    by_number = {path.name.partition("_")[0]: path for path in sources}
+    for number in only or ():
+        if number not in by_number:
+            raise ConfigError(f"only = {number!r} is no notebook; the numbers are {', '.join(by_number)}")
+    wanted = only or chosen.notebooks or list(by_number)
+    sources = [path for number, path in by_number.items() if number in wanted]
     folder = Path(out) / profile
     declared = [parameters_of(path) for path in sources]
     given = [
@@ -541,7 +553,10 @@ def reproduce(
     ]
     for path, names, values in zip(sources, declared, given, strict=True):
         check_parameters(names, values, path.name)
-    seconds: dict[str, float] = {}
+    started = time.monotonic()
+    # All at once, before any notebook: one status with the time to go, and a run that fails shows early.
+    trained = run_all(plans, out=folder / "runs", workers=workers, progress=progress)
+    seconds: dict[str, float] = {"runs": time.monotonic() - started}
     executed: list[Path] = []
     for path, values in zip(sources, given, strict=True):
         started = time.monotonic()
@@ -551,18 +566,20 @@ def reproduce(
         seconds[path.name] = time.monotonic() - started
         if progress:
             print(f"{path.name}: {seconds[path.name]:.0f} s", flush=True)
-    runs = load_all(folder / "runs")
     # Runs of an earlier config, or of one's own, may lie in the same folder: they must not enter the averages.
-    own = [run for run in runs if run.path.relative_to(folder / "runs").as_posix() in wanted]
+    planned = {directory_of(config, folder / "runs") for plan in plans for config in (*plan.experts, *plan.configs)}
+    everything = load_all(folder / "runs")
+    own = [run for run in everything if run.path in planned]
     written = report.write_report(
         folder,
-        runs=own or runs,
+        runs=trained[0],
         title=f"Prefix-RFT, profile {profile}",
         seconds=sum(seconds.values()),
         notebooks=executed,
+        sweeps={plan.sweep.name: (plan, runs) for plan, runs in zip(plans, trained, strict=True)},
     )
     if progress:
-        print(_closing(written, folder, own or runs, len(runs) - len(own) if own else 0, seconds))
+        print(_closing(written, folder, own, len(everything) - len(own), seconds))
     return written
 
 
@@ -591,8 +608,9 @@ def _closing(report: Path, folder: Path, runs: Sequence[Run], others: int, secon
         f"figures    {(folder / 'figures').absolute()}",
         f"           {(folder / 'gallery.html').absolute().as_uri()}",
         f"notebooks  {(folder / 'notebooks').absolute()} ({times})",
-        f"runs       {len(runs)}, read them by prefix_rft_lab.load(...)",
-        *(f"           {run.path}" for run in runs),
+        f"runs       {len(runs)} in {folder / 'runs'}, read them by prefix_rft_lab.load_all(...)",
+        *(f"           {run.path} diverged and counts as solving nothing" for run in runs if run.diverged),
+        f"sweeps     {(folder / 'runs' / 'sweeps').absolute()}",
     ]
     if others:
         lines.append(f"           {others} other runs in the same folder are not in the report")

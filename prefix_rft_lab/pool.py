@@ -3,18 +3,24 @@
     train_all(configs)
       -> worker processes        python -m prefix_rft_lab.pool: torch is imported once a worker, not once a run
       -> one request a line in   {"config": ..., "out": ..., "log": ...}
-      <- one answer a line out   {"event": "done"} or {"event": "failed", "message": ...}
+      <- answers, a line each    {"event": "ready"} once, then {"event": ...}: done, diverged, claimed, failed
       <- metrics.jsonl           the status is read from what the runs record, workers don't report it
 
 A worker is a fresh interpreter and not a fork: it works from scripts and notebooks alike, never imports the caller's
 main module again, and can be killed without harm to the caller. It leaves as soon as its stdin closes, so that
 no training goes on unseen when the caller was killed.
+
+Several calls, on one machine or on several that share the folder, divide the runs among themselves: one that is claimed by
+another (:class:`prefix_rft_lab.runs.Claim`) is left for later, and waited for at the end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import json
+import logging
+import math
 import os
 import queue
 import signal
@@ -23,14 +29,24 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefix_rft_lab import methods
 from prefix_rft_lab.config import ConfigError, RunConfig
-from prefix_rft_lab.runs import Run, RunError, directory_of, write_text
+from prefix_rft_lab.runs import (
+    Run,
+    RunClaimedError,
+    RunDivergedError,
+    RunError,
+    check_writable,
+    claimed_by,
+    directory_of,
+    refuse_another,
+    write_text,
+)
 
 STATUS_FILE = "PREFIX_RFT_LAB_STATUS"
 """Environment variable that names a file for the status line: a notebook that runs headless has no place for a bar."""
@@ -83,12 +99,15 @@ def train_all(
     workers: int = 2,
     progress: bool = True,
     seconds_limit: float | None = None,
+    run_seconds_limit: float | None = None,
+    watch: Callable[[Failure | None], None] | None = None,
 ) -> list[Run]:
     """Train runs in worker processes and return what they recorded, in the order of the configs.
 
-    Finished runs are not trained again; interrupted ones resume from their newest checkpoint. A run that fails stops no
-    other. What a run prints goes to ``<out>/logs/<name>-<run>.log``. A method that was registered in this process
-    only is not known to the workers; train such runs with :func:`prefix_rft_lab.trainer.train`.
+    Finished runs are not trained again; interrupted ones resume from their newest checkpoint; runs that another process
+    trains are waited for. A run that fails stops no other, except those whose demonstrations it was to write. A run that
+    diverges is finished, see :attr:`prefix_rft_lab.runs.Run.diverged`. The longest runs start first. What a run prints
+    goes to ``<out>/logs/<name>-<run>.log``.
 
     Args:
         configs: the runs; equal configs are trained once.
@@ -96,22 +115,46 @@ def train_all(
         workers: processes at most; each takes ``config.threads`` threads.
         progress: show one status of all runs: a bar in a terminal or notebook, else a line every ten seconds.
         seconds_limit: wall-clock limit of the whole call; what is not finished by then counts as failed.
+        run_seconds_limit: wall-clock limit of each run, counted anew when it resumes; one that takes longer counts as
+            failed.
+        watch: called before the first run starts and whenever one ended, with its failure if it failed.
 
     Raises:
-        ConfigError: an unknown method, or fewer than one worker; nothing was started.
+        ConfigError: an unknown method, a method that only this process knows, fewer than one worker, a limit that is no
+            positive number, or a folder that cannot be written; nothing was started.
         PoolError: (a :class:`RunError`) runs that failed, each with a sentence and its log; the others are finished.
         KeyboardInterrupt: as usual; all workers are ended first.
     """
     if workers < 1:
         raise ConfigError(f"workers = {workers} cannot be used: it should be at least 1")
+    for name, limit in (("seconds_limit", seconds_limit), ("run_seconds_limit", run_seconds_limit)):
+        if limit is not None and not limit > 0:
+            raise ConfigError(f"{name} = {limit:g} cannot be used; give a positive number of seconds, or none")
     jobs = {directory_of(config, out): _Job(config, Path(out)) for config in configs}
-    todo = [job for path, job in jobs.items() if not (path / "DONE.json").is_file()]
+    todo = [job for job in jobs.values() if not job.done]
+    for job in todo:
+        if methods.declaration(job.config.method, job.config):
+            raise ConfigError(
+                f"method = {job.config.method!r} was declared in this process and is not known to its workers; train such "
+                "runs one by one with prefix_rft_lab.train"
+            )
+    failures = [failure for job in jobs.values() if job.done and (failure := job.refused())]
     if todo:
+        check_writable(Path(out))
+        limits = _Limits(seconds_limit, run_seconds_limit)
         with Status(sum(job.steps for job in todo), progress) as status:
-            failures = _Pool(todo, min(workers, len(todo)), status, seconds_limit).run()
-        if failures:
-            raise PoolError(failures, len(jobs) - len(failures))
+            failures += _Pool(todo, min(workers, len(todo)), status, limits, watch).run()
+    if failures:
+        raise PoolError(failures, len(jobs) - len(failures))
     return [Run(directory_of(config, out)) for config in configs]
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """Wall-clock seconds; None for no limit."""
+
+    call: float | None
+    run: float | None
 
 
 class _Job:
@@ -122,13 +165,46 @@ class _Job:
         self.out = out
         self.path = directory_of(config, out)
         self.log = out / "logs" / f"{config.name}-{self.path.name}.log"
-        self.steps = sum(getattr(config, stage.optim).steps for stage in methods.get(config.method).stages)
+        self.stages = methods.get(config.method).stages
+        self.steps = sum(getattr(config, stage.optim).steps for stage in self.stages)
         self.done_steps = 0
+        self.seconds: dict[str, list[float]] = {}
+        """Stage -> how long its recorded steps took."""
+        self.started = math.nan
+        self.stepped_before = 0.0
         self.score: str = ""
         self._offset = 0
 
+    @property
+    def done(self) -> bool:
+        return (self.path / "DONE.json").is_file()
+
+    @property
+    def stepped(self) -> float:
+        """Seconds that the recorded steps took."""
+        return sum(map(sum, self.seconds.values()))
+
+    @property
+    def beside(self) -> float:
+        """Seconds since it was started here that went into other things than recorded steps."""
+        return max(time.monotonic() - self.started - (self.stepped - self.stepped_before), 0.0)
+
+    @property
+    def author(self) -> Path | None:
+        """The run whose policy writes this one's demonstrations, if any."""
+        expert = self.config.data.expert
+        return self.path.parent / expert.removeprefix("run:") if expert.startswith("run:") else None
+
     def request(self) -> dict[str, Any]:
         return {"config": self.config.to_dict(), "out": str(self.out), "log": str(self.log)}
+
+    def refused(self) -> Failure | None:
+        """The failure of a finished run that was trained under other defaults; None for a good one."""
+        try:
+            refuse_another(Run(self.path), self.config)
+        except RunError as error:
+            return self.failure(str(error), started=False)
+        return None
 
     def look(self) -> bool:
         """Count the lines appended to ``metrics.jsonl`` since the last look; whether there were any."""
@@ -138,6 +214,7 @@ class _Job:
                     os.fstat(file.fileno()).st_size < self._offset
                 ):  # a resumed run forgot what came after its checkpoint
                     self._offset = self.done_steps = 0
+                    self.seconds = {}
                 file.seek(self._offset)
                 # A torn last line is left for the next look.
                 lines = file.read().rpartition(b"\n")[0].splitlines()
@@ -148,10 +225,26 @@ class _Job:
         self._offset += sum(len(line) + 1 for line in lines)
         self.done_steps += len(lines)
         with contextlib.suppress(ValueError):
-            last = json.loads(lines[-1])
-            name = "reward" if "reward" in last else "loss"
-            self.score = f" {name} {last.get(name, float('nan')):.2f}"
+            for line in map(json.loads, lines):
+                took = sum(value for name, value in line.items() if name.startswith("seconds_"))
+                self.seconds.setdefault(line.get("stage", ""), []).append(took)
+            name = "reward" if "reward" in line else "loss"
+            self.score = f" {name} {line.get(name, float('nan')):.2f}"
         return True
+
+    def cost(self, prices: Mapping[str, float], *, whole: bool = False) -> float:
+        """Price of the steps that are left, or of all of them."""
+        left, done = 0.0, 0 if whole else self.done_steps
+        for stage in self.stages:
+            steps = getattr(self.config, stage.optim).steps
+            left += max(steps - done, 0) * prices.get(stage.name, self.rows(stage) * prices.get("", 1.0))
+            done = max(done - steps, 0)
+        return left
+
+    def rows(self, stage: methods.Stage) -> int:
+        """Rows of one step: what a step costs, while nobody has seen one."""
+        rollout = self.config.rollout
+        return rollout.problems_per_step * rollout.rows_per_problem if stage.samples else self.config.sft.batch_rows
 
     def __str__(self) -> str:
         return f"{self.config.method} s{self.config.seed} step {self.done_steps}{self.score}"
@@ -171,6 +264,7 @@ class _Worker:
     def __init__(self, threads: int, log: Path, answers: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]]):
         self.threads = threads
         self.job: _Job | None = None
+        self.ready = False
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         root = str(Path(__file__).resolve().parents[1])
@@ -203,6 +297,8 @@ class _Worker:
 
     def give(self, job: _Job) -> None:
         self.job = job
+        job.stepped_before = job.stepped
+        job.started = time.monotonic() if self.ready else math.nan
         assert self.process.stdin is not None
         # A worker that is already dead says so by the end of its output.
         with contextlib.suppress(BrokenPipeError):
@@ -229,15 +325,30 @@ class _Worker:
 
 
 class _Pool:
-    def __init__(self, jobs: Sequence[_Job], size: int, status: Status, seconds_limit: float | None) -> None:
-        self.waiting = list(jobs)
+    def __init__(
+        self,
+        jobs: Sequence[_Job],
+        size: int,
+        status: Status,
+        limits: _Limits,
+        watch: Callable[[Failure | None], None] | None = None,
+    ) -> None:
+        # The longest first, so that none of them is the last to run alone.
+        ordered = sorted(jobs, key=lambda job: -job.cost({}, whole=True))
+        self.claimed = [job for job in ordered if claimed_by(job.path)]
+        """Runs that another process trains."""
+        self.waiting = [job for job in ordered if job not in self.claimed]
         self.running: list[_Worker] = []
         self.finished = 0
+        self.diverged = 0
         self.failures: list[Failure] = []
         self.size = size
         self.status = status
-        self.seconds_limit = seconds_limit
+        self.limits = limits
+        self.watch = watch or (lambda failure: None)
         self.jobs = list(jobs)
+        self.extras: list[float] = []
+        """Seconds of each run that was finished here beside its steps: start, evaluations, saving."""
         self.answers: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
         self.newest = ""
         self.started = time.monotonic()
@@ -247,22 +358,56 @@ class _Pool:
         """Train all jobs; the failures. No worker is left whatever happens."""
         for job in self.jobs:
             job.look()
-        self.first_steps = sum(job.done_steps for job in self.jobs)
+        self.watch(None)
         try:
-            while self.waiting and len(self.running) < self.size:
-                self._start(self.waiting.pop(0))
-            while self.running:
+            self._fill()
+            while self.running or self.waiting or self.claimed:
                 with contextlib.suppress(queue.Empty):
                     worker, answer = self.answers.get(timeout=LOOK_SECONDS)
                     if worker in self.running:
                         self._take(worker, answer)
+                self._look_elsewhere()
+                self._stop_late_runs()
+                self._fill()
                 self._show()
-                if self.seconds_limit is not None and time.monotonic() - self.started > self.seconds_limit:
+                if self.limits.call is not None and time.monotonic() - self.started > self.limits.call:
                     self._out_of_time()
         finally:
             for worker in self.running:
                 worker.end()
         return self.failures
+
+    def _next(self) -> _Job | None:
+        """Take a job that can start now: not one that waits for the run that writes its demonstrations."""
+        pending = {job.path for job in [*self.waiting, *self.claimed, *(w.job for w in self.running if w.job)]}
+        failed = {failure.path for failure in self.failures}
+        for job in list(self.waiting):
+            if job.author in failed:
+                self.waiting.remove(job)
+                sentence = f"not started: {job.author.name}, which writes its demonstrations, did not finish"
+                self._fail(job, sentence, started=False)
+                return self._next()
+            if job.author not in pending:
+                self.waiting.remove(job)
+                return job
+        return None
+
+    def _fill(self) -> None:
+        """Give every idle worker a job, and start workers up to the pool's size."""
+        for worker in [worker for worker in self.running if worker.job is None]:
+            job = self._next()
+            if job is None and (self.waiting or self.claimed):
+                continue
+            # Thread counts are fixed when an interpreter starts, so a job with another count needs another worker.
+            if job is not None and job.config.threads == worker.threads:
+                worker.give(job)
+                continue
+            self.running.remove(worker)
+            worker.end(kill=False)
+            if job is not None:
+                self._start(job)
+        while len(self.running) < self.size and (job := self._next()):
+            self._start(job)
 
     def _start(self, job: _Job) -> None:
         worker = _Worker(job.config.threads, self.log, self.answers)
@@ -271,7 +416,9 @@ class _Pool:
 
     def _take(self, worker: _Worker, answer: dict[str, Any] | None) -> None:
         job = worker.job
-        assert job is not None
+        if job is None:
+            self._drop(worker)
+            return
         if answer is None:
             sentence = f"its worker {worker.death()}"
             if job.log.is_file():
@@ -279,47 +426,123 @@ class _Pool:
             else:
                 job.log = worker.log
                 sentence += " before it could start"
-            self.failures.append(job.failure(sentence))
-        elif answer["event"] == "failed":
-            self.failures.append(job.failure(answer["message"]))
-        else:
-            self.finished += 1
-        self._next(worker, dead=answer is None)
-
-    def _next(self, worker: _Worker, *, dead: bool) -> None:
-        job = self.waiting.pop(0) if self.waiting else None
-        # Thread counts are fixed when an interpreter starts, so a job with another count needs another worker.
-        if job is not None and not dead and job.config.threads == worker.threads:
-            worker.give(job)
+            self._drop(worker)
+            self._fail(job, sentence)
             return
+        if answer["event"] == "ready":
+            worker.ready, job.started = True, time.monotonic()
+            return
+        worker.job = None
+        if answer["event"] == "claimed":
+            self.claimed.append(job)
+        elif answer["event"] == "failed":
+            self._fail(job, answer["message"])
+        else:
+            job.look()
+            self.extras.append(job.beside)
+            self._end(diverged=answer["event"] == "diverged")
+
+    def _drop(self, worker: _Worker) -> None:
         self.running.remove(worker)
-        worker.end(kill=dead)
-        if job is not None:
-            self._start(job)
+        worker.end()
+
+    def _fail(self, job: _Job, sentence: str, *, started: bool = True) -> None:
+        self.failures.append(job.failure(sentence, started=started))
+        self.watch(self.failures[-1])
+
+    def _end(self, *, diverged: bool) -> None:
+        self.finished += 1
+        self.diverged += diverged
+        self.watch(None)
+
+    def _look_elsewhere(self) -> None:
+        """What other processes have finished is finished here too; what they gave up is taken up."""
+        for job in list(self.claimed):
+            job.look()
+            if job.done:
+                self.claimed.remove(job)
+                if failure := job.refused():
+                    self._fail(job, failure.sentence)
+                else:
+                    self._end(diverged=bool(Run(job.path).diverged))
+            elif not claimed_by(job.path):
+                self.claimed.remove(job)
+                self.waiting.append(job)
+
+    def _stop_late_runs(self) -> None:
+        for worker in list(self.running):
+            if self.limits.run is None or worker.job is None:
+                continue
+            if time.monotonic() - worker.job.started > self.limits.run:
+                self._drop(worker)
+                sentence = (
+                    f"stopped: it took longer than {self.limits.run:g} seconds; it resumes from its newest checkpoint"
+                )
+                self._fail(worker.job, sentence)
 
     def _out_of_time(self) -> None:
-        limit = f"the limit of {self.seconds_limit:g} seconds was reached"
-        for worker in self.running:
-            worker.end()
+        limit = f"the limit of {self.limits.call:g} seconds was reached"
+        for worker in list(self.running):
+            self._drop(worker)
             if worker.job is not None:
-                self.failures.append(worker.job.failure(f"stopped: {limit}; it resumes from its newest checkpoint"))
-        self.failures += [job.failure(f"not started: {limit}", started=False) for job in self.waiting]
-        self.running, self.waiting = [], []
+                self._fail(worker.job, f"stopped: {limit}; it resumes from its newest checkpoint")
+        for job in self.claimed:
+            self._fail(job, f"not finished by {claimed_by(job.path) or 'another process'}: {limit}", started=False)
+        for job in self.waiting:
+            self._fail(job, f"not started: {limit}", started=False)
+        self.waiting, self.claimed = [], []
 
     def _show(self) -> None:
         for worker in self.running:
             if worker.job is not None and worker.job.look():
                 self.newest = f", {worker.job}"
-        done = sum(job.done_steps for job in self.jobs)
-        total = sum(job.steps for job in self.jobs)
         text = f"{self.finished}/{len(self.jobs)} runs{self.newest}"
-        if self.failures:
-            text += f", {len(self.failures)} failed"
-        fresh = done - self.first_steps
-        if fresh > 0:
-            left = (time.monotonic() - self.started) / fresh * max(total - done, 0)
+        for count, what in (
+            (len(self.failures), "failed"),
+            (self.diverged, "diverged"),
+            (len(self.claimed), "trained elsewhere"),
+        ):
+            text += f", {count} {what}" if count else ""
+        left = self._seconds_left()
+        if left is not None:
             text += f", ETA {_clock(left)}"
-        self.status.update(done, text)
+        self.status.update(sum(job.done_steps for job in self.jobs), text)
+
+    def _seconds_left(self) -> float | None:
+        """Until all is done, from what a step of each stage took so far; None before the first step."""
+        prices = step_prices(self.jobs)
+        if not prices:
+            return None
+        jobs = [worker.job for worker in self.running if worker.job is not None and worker.ready]
+        extras = self.extras or [job.beside for job in jobs] or [0.0]
+        extra = sum(extras) / len(extras)
+        running = [job.cost(prices) + max(extra - job.beside, 0.0) for job in jobs]
+        waiting = [job.cost(prices) + extra for job in self.waiting]
+        elsewhere = [job.cost(prices) for job in self.claimed]
+        return max([makespan(running, waiting, self.size), *elsewhere])
+
+
+def step_prices(jobs: Sequence[_Job]) -> dict[str, float]:
+    """Mean seconds of a step by stage, as recorded; under ``""`` those of one row, for stages that nobody has seen."""
+    took: dict[str, list[float]] = {}
+    rows = 0
+    for job in jobs:
+        for stage in job.stages:
+            seconds = job.seconds.get(stage.name, [])
+            if seconds:
+                took.setdefault(stage.name, []).extend(seconds)
+                rows += job.rows(stage) * len(seconds)
+    prices = {name: sum(seconds) / len(seconds) for name, seconds in took.items()}
+    return {**prices, "": sum(map(sum, took.values())) / rows} if prices else {}
+
+
+def makespan(running: Sequence[float], waiting: Sequence[float], workers: int) -> float:
+    """Seconds until the last run ends, if each worker that gets free takes the next run."""
+    ends = [0.0] * (workers - len(running)) + list(running)
+    heapq.heapify(ends)
+    for seconds in waiting:
+        heapq.heapreplace(ends, ends[0] + seconds)
+    return max(ends)
 
 
 class Status:
@@ -424,15 +647,28 @@ def _serve() -> None:
     from prefix_rft_lab.trainer import train
 
     quiet()
+
+    def say(**answer: str) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("prefix_rft_lab").setLevel(logging.INFO)
+    say(event="ready")
     for request in _requests():
         log = Path(request["log"])
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as sink:
             for descriptor in (1, 2):
                 os.dup2(sink.fileno(), descriptor)
-        answer: dict[str, Any] = {"event": "done"}
+        answer = {"event": "done"}
         try:
             train(RunConfig.from_dict(request["config"]), out=request["out"], progress=False)
+        except RunClaimedError:
+            answer = {"event": "claimed"}
+        except RunDivergedError as error:
+            answer = {"event": "diverged"}
+            print(error, file=sys.stderr)
         except (ConfigError, RunError) as error:
             answer = {"event": "failed", "message": " ".join(str(error).split())}
             print(answer["message"], file=sys.stderr)
@@ -441,8 +677,7 @@ def _serve() -> None:
             answer = {"event": "failed", "message": " ".join(f"{type(error).__name__}: {error}".split())}
         sys.stdout.flush()
         sys.stderr.flush()
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        say(**answer)
 
 
 if __name__ == "__main__":

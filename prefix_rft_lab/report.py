@@ -9,10 +9,11 @@ one page (``gallery.html``) and a small machine-readable ``summary.json``. Nothi
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -20,12 +21,14 @@ from urllib.parse import quote
 
 import jinja2
 import pandas as pd
+from PIL import Image
 
-from prefix_rft_lab import plots, stats
+from prefix_rft_lab import claims, plots, stats
 from prefix_rft_lab.config import ConfigError, flatten, preset
 from prefix_rft_lab.methods import METHODS
 from prefix_rft_lab.plots import RunFigure
 from prefix_rft_lab.runs import Run, RunError, directory_of, source_hash, write_json, write_text
+from prefix_rft_lab.sweeps import TUNED, Plan
 
 QUESTION = (
     "From one base policy, one set of problems and one evaluation: which method of post-training scores highest, and "
@@ -88,6 +91,7 @@ def write_report(
     title: str,
     seconds: float | None = None,
     notebooks: Sequence[Path] = (),
+    sweeps: Mapping[str, tuple[Plan, Sequence[Run]]] = {},
 ) -> Path:
     """Write ``report.html``, ``report.md``, ``summary.json``, ``figures/`` and ``gallery.html`` into a folder.
 
@@ -95,6 +99,7 @@ def write_report(
         runs: finished or not; unfinished ones are named and left out of the final scores.
         seconds: how long the notebooks took, if known.
         notebooks: executed notebooks to name.
+        sweeps: name -> (what was planned, its runs); with them, the claims are judged and stand first.
 
     Returns:
         path of ``report.html``.
@@ -121,12 +126,19 @@ def write_report(
         except ConfigError as error:
             verdicts[split] = [f"Nothing to compare: {error}."]
 
-    figures, missing = _figures(folder / "figures", ordered, finished, splits)
+    judged = claims.verdict_table(sweeps) if sweeps else pd.DataFrame()
+    arms, arm_tables, arm_remarks = _arms(sweeps)
+    remarks += arm_remarks
+    first, more = _sweep_drawings(judged, sweeps, arms)
+    figures, missing = _figures(folder / "figures", ordered, finished, splits, first, more)
     configs = _config_table(groups)
     context = {
         "title": title,
         "question": QUESTION,
         "verdicts": {split: (_SPLITS.get(split, ""), lines) for split, lines in verdicts.items()},
+        "claims": _claim_table(judged) if len(judged) else None,
+        "tuning": _tuning_table(),
+        "sweeps": arm_tables,
         "remarks": remarks,
         "evidence": _evidence(compared, ordered, seconds),
         "scores": scores,
@@ -149,6 +161,8 @@ def write_report(
         _plain_values(
             {
                 "title": title,
+                "claims": judged.to_dict("records"),
+                "sweeps": {name: table.to_dict("records") for name, table in arms.items()},
                 "verdicts": verdicts,
                 "compare": {split: table.to_dict("records") for split, table in compared.items()},
                 "levels": {
@@ -164,6 +178,7 @@ def write_report(
                 "source": {
                     "runs": sorted({str(plots.environment(run).get("source")) for run in ordered}),
                     "report": source_hash(),
+                    "all": sorted(_sources([run for _, of in sweeps.values() for run in of] or ordered)),
                 },
                 "seconds": seconds,
             }
@@ -195,7 +210,12 @@ def _remarks(runs: Sequence[Run]) -> list[str]:
     unfinished = [_name(run) for run in runs if not run.done]
     if unfinished:
         out.append(f"Not finished, so not in the final scores: {', '.join(unfinished)}.")
-    sources = sorted({str(plots.environment(run).get("source")) for run in runs})
+    sources = sorted(_sources(runs))
+    if sources != [source_hash()]:
+        out.append(
+            f"The code has changed since (source hash {source_hash()} now, {', '.join(sources)} then); `make reproduce` "
+            "makes the runs anew."
+        )
     if len(sources) > 1:
         out.append(
             f"The runs were made by {len(sources)} versions of the code (source hashes {', '.join(sources)}); train them "
@@ -216,6 +236,10 @@ def _remarks(runs: Sequence[Run]) -> list[str]:
     if timeouts:
         out.append(f"{timeouts:.0f} verifications ran out of time and counted as wrong.")
     return out
+
+
+def _sources(runs: Sequence[Run]) -> set[str]:
+    return {str(plots.environment(run).get("source")) for run in runs}
 
 
 def _steps(method: str, runs: Sequence[Run]) -> str:
@@ -261,6 +285,99 @@ def _duration(seconds: float) -> str:
 # ---------------------------------------------------------------------- tables
 
 
+def _claim_table(judged: pd.DataFrame) -> Table:
+    rows = judged.to_dict("records")
+    counts = ", ".join(f"{n} {name}" for name, n in judged["verdict"].value_counts().items())
+    return Table(
+        caption=f"Claims: {counts}",
+        columns=["Claim", "Verdict", "Here", "Asked", "Alone", "Seeds", "There", "Source", "Before quoting"],
+        rows=[
+            [
+                row["claim"],
+                row["verdict"],
+                row["here"] or "–",
+                _asked(row),
+                row["alone"],
+                row["seeds"] or "–",
+                row["paper"],
+                row["source"],
+                row["notes"] or "–",
+            ]
+            for row in rows
+        ],
+        note=(
+            "Here: effect in the claimed direction with its interval, Student's t over seeds and problems, widened for all "
+            f"{len(claims.load())} claims together (Bonferroni). Supported: the interval lies above 0 and the effect reaches "
+            "what was asked; contradicted: it lies below what was asked; for ranges and losses, inside or outside. Alone: "
+            "what the plain 95% interval would say. Claims and effects asked for were written before the runs."
+        ),
+        marked=[row["verdict"] in ("supported", "contradicted") for row in rows],
+    )
+
+
+def _asked(row: Mapping[Any, Any]) -> str:
+    if row["test"] == "within":
+        return f"{row['lowest']:g} to {row['highest']:g}"
+    return f"{'> −' if row['test'] == 'no_worse' else '≥ '}{row['smallest']:g}"
+
+
+def _tuning_table() -> Table | None:
+    """What the kit's tuning tried, and chose."""
+    if not TUNED.is_file():
+        return None
+    tuned = json.loads(TUNED.read_text(encoding="utf-8"))
+    chosen, tried = tuned.get("fields", {}), tuned.get("tried", [])
+    if not tried:
+        return None
+    taken = [
+        all(chosen.get(row["method"], {}).get(name) == value for name, value in row["fields"].items()) for row in tried
+    ]
+    return Table(
+        caption="Tuning on the validation split",
+        columns=["Method", "Fields", "Mean", "Each seed", "Taken"],
+        rows=[
+            [
+                METHODS[row["method"]].title if row["method"] in METHODS else str(row["method"]),
+                ", ".join(f"{name} = {value}" for name, value in row["fields"].items()),
+                f"{row['avg']:.3f}",
+                ", ".join(f"{score:.3f}" for score in row.get("scores", [])) or "–",
+                "yes" if yes else "",
+            ]
+            for row, yes in zip(tried, taken, strict=True)
+        ],
+        note=f"{tuned.get('metric', 'avg@k')}, with seeds that no comparison uses; the test splits stay unread.",
+        marked=taken,
+    )
+
+
+def _arms(
+    sweeps: Mapping[str, tuple[Plan, Sequence[Run]]],
+) -> tuple[dict[str, pd.DataFrame], list[Table], list[str]]:
+    """What every arm of each sweep scored on test, as data and as text, and what could not be compared."""
+    found, tables, remarks = {}, [], []
+    for name, (plan, runs) in sweeps.items():
+        finished = [run for run in runs if run.done]
+        short = len(plan.runs) - len(finished)
+        if short:
+            remarks.append(f"Sweep {name!r}: {short} of {len(plan.runs)} runs are not finished.")
+        diverged = sum(bool(getattr(run, "diverged", "")) for run in finished)
+        if diverged:
+            remarks.append(
+                f"Sweep {name!r}: {diverged} of {len(finished)} runs diverged and count with what they scored."
+            )
+        if not finished:
+            continue
+        try:
+            found[name] = stats.compare(finished, label=plan.label())
+        except (ConfigError, RunError) as error:
+            remarks.append(f"Sweep {name!r} is left out: {error}.")
+            continue
+        table = _score_table(found[name], "test")
+        caption = f"Sweep {name}: {plan.sweep.question or 'final scores on test'}"
+        tables.append(replace(table, caption=caption, columns=["Arm", *table.columns[1:]]))
+    return found, tables, remarks
+
+
 def _score_table(table: pd.DataFrame, split: str) -> Table:
     k = int(table["k"].iloc[0])
     best = table["mean"].max()
@@ -270,11 +387,11 @@ def _score_table(table: pd.DataFrame, split: str) -> Table:
         rows=[
             [
                 row["title"],
-                str(row["seeds"]),
+                f"{row['seeds']} ({row['diverged']} diverged)" if row["diverged"] else str(row["seeds"]),
                 _with_interval(row["avg"], row["avg_low"], row["avg_high"]),
                 _with_interval(row["pass"], row["pass_low"], row["pass_high"]),
                 _with_interval(row["greedy"], row["greedy_low"], row["greedy_high"]),
-                f"{row['tokens']:.1f}",
+                "–" if math.isnan(row["tokens"]) else f"{row['tokens']:.1f}",
                 _with_interval(row["delta"], row["delta_low"], row["delta_high"], signed=True),
                 row["resampled"],
             ]
@@ -429,11 +546,38 @@ def _with_interval(mean: float, low: float, high: float, *, signed: bool = False
 # ---------------------------------------------------------------------- figures
 
 
+_Drawing = tuple[str, str, Sequence[Run], Callable[[], RunFigure]]
+"""Name, title, runs that it rests on, and how it is drawn."""
+
+
+def _sweep_drawings(
+    judged: pd.DataFrame, sweeps: Mapping[str, tuple[Plan, Sequence[Run]]], arms: Mapping[str, pd.DataFrame]
+) -> tuple[list[_Drawing], list[_Drawing]]:
+    """The figure of all claims, and one of each sweep that the main comparison does not show already."""
+    everyone = list({run.path: run for _, runs in sweeps.values() for run in runs}.values())
+    first: list[_Drawing] = []
+    if len(judged):
+        first.append(("claims", "Claims and verdicts", everyone, partial(plots.verdicts, judged)))
+    more: list[_Drawing] = []
+    for name in arms:
+        plan, runs = sweeps[name]
+        finished = [run for run in runs if run.done]
+        if name != "main":
+            draw = partial(plots.final_scores, finished, label=plan.label())
+            more.append((f"sweep-{name}", f"Sweep {name}", finished, draw))
+    return first, more
+
+
 def _figures(
-    folder: Path, runs: Sequence[Run], finished: Sequence[Run], splits: Sequence[str]
+    folder: Path,
+    runs: Sequence[Run],
+    finished: Sequence[Run],
+    splits: Sequence[str],
+    first: Sequence[_Drawing] = (),
+    more: Sequence[_Drawing] = (),
 ) -> tuple[list[Drawn], list[str]]:
     """Draw and save all figures; those that have nothing to show are named with the reason."""
-    drawings: list[tuple[str, str, Sequence[Run], Callable[[], RunFigure]]] = []
+    drawings: list[_Drawing] = [*first]
 
     def add(name: str, title: str, used: Sequence[Run], draw: Callable[[], RunFigure]) -> None:
         drawings.append((name, title, used, draw))
@@ -455,6 +599,7 @@ def _figures(
             add(name, f"{_title(name)}: {prefixed[0].title}", seeds, partial(of_seeds, seeds))
         add("schedule", "Prefix schedule", prefixed[:1], partial(plots.schedule, prefixed[0].config))
 
+    drawings += more
     drawn, missing = [], []
     for name, title, used, draw in drawings:
         try:
@@ -469,13 +614,20 @@ def _figures(
                 name=name,
                 title=title,
                 caption=figure.caption,
-                png=base64.b64encode(png).decode(),
+                png=_embedded(png),
                 width=round(figure.get_figwidth() * 96),
                 height=round(figure.get_figheight() * 96),
                 data=_data_of(figure, name),
             )
         )
     return drawn, missing
+
+
+def _embedded(png: bytes) -> str:
+    """A picture in base64 with 256 colours, which a chart does not miss and which makes it a third as large."""
+    out = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(256).save(out, format="png", optimize=True)
+    return base64.b64encode(out.getvalue()).decode()
 
 
 _FORMATS = {"csv": "data (CSV)", "pdf": "PDF", "svg": "SVG", "png": "PNG", "json": "provenance (JSON)"}
@@ -517,7 +669,7 @@ def _filed(folder: Path, name: str, title: str) -> Filed:
         name=name,
         title=title,
         caption=caption,
-        png=base64.b64encode(png).decode(),
+        png=_embedded(png),
         width=round(width * 96 / 144),
         height=round(height * 96 / 144),
         files=[(_FORMATS[e], quote(f"figures/{name}.{e}")) for e, path in files.items() if path.is_file()],
@@ -564,13 +716,18 @@ def _template(name: str) -> jinja2.Template:
 
 def _markdown(context: dict[str, Any]) -> str:
     out = [f"# {_inline(context['title'])}", "", context["question"], "", f"Rests on {context['evidence']}.", ""]
+    if context["claims"]:
+        table = context["claims"]
+        out += [f"## {_inline(table.caption)}", "", *_markdown_table(table), "", _inline(table.note), ""]
     for split, (_, lines) in context["verdicts"].items():
         out += [f"## On {_inline(split)}", "", *(f"- {_inline(line)}" for line in lines), ""]
     if context["remarks"]:
         out += ["## Before quoting", "", *(f"- {_inline(line)}" for line in context["remarks"]), ""]
     tables: Iterable[Table] = [
+        *filter(None, [context["tuning"]]),
         *context["scores"].values(),
         *context["levels"].values(),
+        *context["sweeps"],
         *(context[name] for name in ("methods", "configs", "environment", "data", "runs")),
     ]
     for table in tables:

@@ -11,7 +11,9 @@
         summary.json       final figures with intervals
         checkpoints/       newest states, for resuming
         model/             final weights in Hugging Face format
+        DIVERGED.json      what became no number, and at which step; such a run is finished and solved nothing
         DONE.json          written last: a run without it is not finished
+    <out>/<name>/.<run>.claim-0    while a process trains the run
 
 Plots, reports and widgets read these files and nothing else.
 """
@@ -20,20 +22,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import shutil
-from collections.abc import Sequence
-from functools import cached_property
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
-from prefix_rft_lab.config import ConfigError, RunConfig
+from prefix_rft_lab.config import ConfigError, RunConfig, flatten
 
 FOLLOWED = -1
 """``row`` of a token table's demonstrations that are read and not trained: the same text at every step."""
@@ -68,6 +71,14 @@ class RunError(RuntimeError):
     """A run that cannot go on; the message says what was kept and what to do."""
 
 
+class RunDivergedError(RunError):
+    """Loss or weights became no numbers; the run is kept as one that solved nothing."""
+
+
+class RunClaimedError(RunError):
+    """Another process trains the run."""
+
+
 def directory_of(config: RunConfig, out: str | Path) -> Path:
     """Where the run of a config is written; equal configs, equal directory."""
     return Path(out) / config.name / f"{config.method}-{config.hash()}-s{config.seed}"
@@ -79,7 +90,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         RunError: the disk is full; the message names the file and what is safe.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as file:
@@ -90,6 +101,11 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise disk_error(error, path) from error
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside a file that no other process takes, on this machine or one that shares the folder."""
+    return path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
 
 
 def disk_error(error: Exception, path: Path) -> Exception:
@@ -104,13 +120,30 @@ def disk_error(error: Exception, path: Path) -> Exception:
     )
 
 
+def check_writable(folder: Path) -> None:
+    """Create a folder and see that files can be made in it.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = _temporary(folder / "probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"out = {str(folder)!r} cannot be written ({error.strerror}); choose another folder"
+        ) from None
+
+
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=True) + "\n")
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
     """Write a parquet file whole or not at all; errors as :func:`write_text`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         frame.to_parquet(temporary, index=False, compression="zstd")
@@ -163,7 +196,9 @@ def environment(threads: int) -> dict[str, Any]:
 
 READERS = (
     "__main__.py",
+    "claims.py",
     "cli.py",
+    "demonstrations.py",
     "doctor.py",
     "entropy_analysis.py",
     "evaluation_run.py",
@@ -175,6 +210,7 @@ READERS = (
     "pool.py",
     "report.py",
     "stats.py",
+    "sweeps.py",
     "tokens_published.py",
     "weighting.py",
     "widgets",
@@ -226,6 +262,12 @@ class Run:
     @property
     def done(self) -> bool:
         return (self.path / "DONE.json").is_file()
+
+    @property
+    def diverged(self) -> str:
+        """What became no number, at which step, and the remedy; empty for a run that did not diverge."""
+        path = self.path / "DIVERGED.json"
+        return str(json.loads(path.read_text())["sentence"]) if self.done and path.is_file() else ""
 
     @property
     def declaration(self) -> str:
@@ -319,13 +361,182 @@ def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return groups
 
 
+HEARTBEAT_SECONDS = 10.0
+"""How often a claim says that its process lives."""
+
+STALE_SECONDS = 120.0
+"""A claim of another machine that was silent for so long is taken over."""
+
+
+class Claim:
+    """The right of one process to write a run, among all processes and machines that share its folder.
+
+    A claim is a file beside the run, ``.<run>.claim-<n>``, with machine and process in it, created by exactly one and
+    locked by the operating system where the file system knows locks: on one machine a claim lives as long as its lock.
+    That of another machine, whose locks may not reach here, lives as long as its heartbeat: the file's time of change
+    against the clock of the same file server. A claim is taken over by creating ``n + 1``, which only one process can;
+    the other notices that its own file is gone and stops.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.path: Path | None = None
+        self._descriptor = -1
+        self._made: list[Path] = []
+        self._over = threading.Event()
+
+    def acquire(self) -> None:
+        """Raises :class:`RunClaimedError` if a living process has the run; free to call again."""
+        if self.path is not None:
+            return
+        folder = self.run.parent
+        self._made = [p for p in (folder, *folder.parents) if not p.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        stale = list(_claims(self.run))
+        if holder := _holder(stale):
+            self._leave_no_folder()
+            raise self._refusal(holder)
+        number = max((int(path.name.rpartition("-")[2]) for path in stale), default=-1) + 1
+        path = self.run.with_name(f".{self.run.name}.claim-{number}")
+        try:
+            self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        except (FileExistsError, FileNotFoundError):
+            # At this very moment another process came first, or gave up and took its empty folder away.
+            raise self._refusal(claimed_by(self.run) or "another process") from None
+        # Locked before it says whose it is: a claim of this machine without a lock is one of a dead process.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(self._descriptor, json.dumps(_machine() | {"pid": os.getpid()}).encode())
+        self.path = path
+        # Who counted its claims while there were none may have come at the same time, to another number.
+        if holder := _holder([other for other in _claims(self.run) if other not in (path, *stale)]):
+            self.release()
+            raise self._refusal(holder)
+        for old in stale:
+            old.unlink(missing_ok=True)
+        self._over.clear()
+        threading.Thread(target=self._beat, args=(path, self._over), daemon=True).start()
+
+    def _refusal(self, holder: str) -> RunClaimedError:
+        return RunClaimedError(
+            f"{self.run} is being trained by another process ({holder}); wait for it, or use another --out"
+        )
+
+    @staticmethod
+    def _beat(path: Path, over: threading.Event) -> None:
+        while not over.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    def check(self) -> None:
+        """Raises :class:`RunClaimedError` if the run was taken over, e.g. while this machine slept."""
+        if self.path is not None and not self.path.exists():
+            raise RunClaimedError(
+                f"{self.run} was taken over by another process, since this one was silent for {STALE_SECONDS:g} seconds"
+            )
+
+    def release(self) -> None:
+        """Let other processes in again; free to call again."""
+        if self.path is None:
+            return
+        self._over.set()
+        self.path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+        self.path = None
+        if not self.run.exists():
+            self._leave_no_folder()
+
+    def _leave_no_folder(self) -> None:
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def claimed_by(run: Path) -> str:
+    """Machine and process that train a run, in words; empty if none does."""
+    return _holder(_claims(run))
+
+
+def _claims(run: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return sorted(p for p in run.parent.iterdir() if p.name.startswith(f".{run.name}.claim-"))
+    return []
+
+
+def _holder(claims: Sequence[Path]) -> str:
+    """Who has the first of some claims that lives; empty if none does."""
+    for path in claims:
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            try:
+                owner = json.loads(file.read())
+            except ValueError:
+                owner = {}
+            if _lives(file.fileno(), owner, path):
+                return f"process {owner.get('pid', '?')} on {owner.get('host', 'an unknown machine')}"
+    return ""
+
+
+def _lives(descriptor: int, owner: Mapping[str, Any], path: Path) -> bool:
+    if owner.get("boot") == _machine()["boot"]:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass  # A file system without locks.
+    probe = _temporary(path)
+    probe.touch()
+    now = probe.stat().st_mtime
+    probe.unlink(missing_ok=True)
+    return now - os.fstat(descriptor).st_mtime < STALE_SECONDS
+
+
+@lru_cache(maxsize=1)
+def _machine() -> dict[str, str]:
+    """The machine's name, and what tells one start of it from another."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return {"host": platform.node(), "boot": boot.read_text().strip() if boot.is_file() else platform.node()}
+
+
+def refuse_another(run: Run, config: RunConfig) -> None:
+    """A finished run is found by a hash of its config's departures from the defaults, and by its method's name: refuse
+    one that was trained under other defaults, or by another declaration under that name.
+
+    Raises:
+        RunError: it is another run.
+    """
+    from prefix_rft_lab import methods
+
+    before, after = (dict(flatten(c.to_dict())) for c in (run.config, config))
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            raise RunError(
+                f"{run.path} was trained with {name} = {before.get(name)!r}, which was the default then; it is "
+                f"{after.get(name)!r} now: set it, or delete the run to train it again"
+            )
+    now = methods.declaration(config.method, config)
+    if run.declaration != now:
+        raise RunError(
+            f"{run.path} was trained by another declaration of method {config.method!r} ({run.declaration or 'the kit'} "
+            f"there, {now or 'the kit'} here); give the new one another name, or delete the run"
+        )
+
+
 class RunWriter:
-    """The writing side of a run directory, used by the trainer only."""
+    """The writing side of a run directory, used by the trainer only. As a context it holds the claim on the run."""
 
     def __init__(self, config: RunConfig, out: str | Path) -> None:
         self.config = config
         self.path = directory_of(config, out)
-        self._lock: FileLock | None = None
+        self._claim = Claim(self.path)
+
+    def __enter__(self) -> RunWriter:
+        self._claim.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def start(self, data: dict[str, Any]) -> None:
         """Create the directory, keep other processes out of it, and write what is known before the first step.
@@ -334,23 +545,16 @@ class RunWriter:
             RunError: another process trains this run, or the disk is nearly full.
         """
         self.check_space()
+        self._claim.acquire()
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.path / ".lock")
-        try:
-            # Held by the operating system: a killed process leaves no lock behind.
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(
-                f"{self.path} is being trained by another process; wait for it, or use another --out"
-            ) from None
+        (self.path / "DIVERGED.json").unlink(missing_ok=True)
         write_json(self.path / "config.json", self.config.to_dict())
         write_json(self.path / "env.json", environment(self.config.threads))
         write_json(self.path / "data.json", data)
 
     def close(self) -> None:
         """Let other processes in again."""
-        if self._lock is not None:
-            self._lock.release()
+        self._claim.release()
 
     def check_space(self, needed: int = 64 * 2**20) -> None:
         """Refuse to start with less than ``needed`` bytes free."""
@@ -373,6 +577,7 @@ class RunWriter:
                 path.unlink()
 
     def metrics(self, line: dict[str, Any]) -> None:
+        self._claim.check()
         append_line(self.path / "metrics.jsonl", line)
 
     def evaluation(self, line: dict[str, Any]) -> None:
@@ -382,8 +587,13 @@ class RunWriter:
         """Write ``<name>.parquet`` whole or not at all."""
         write_table(self.path / f"{name}.parquet", frame)
 
+    def diverged(self, sentence: str, global_step: int) -> None:
+        """Say that the run diverged; :meth:`finish` follows."""
+        write_json(self.path / "DIVERGED.json", {"sentence": sentence, "global_step": global_step})
+
     def finish(self, summary: dict[str, Any], seconds: float) -> None:
         """Write the summary, then ``DONE.json`` with hashes of config and metrics: the run is complete."""
+        self._claim.check()
         write_json(self.path / "summary.json", summary)
         metrics = self.path / "metrics.jsonl"
         write_json(

@@ -10,7 +10,8 @@ methods, since they share their problems) and, within each method, seeds with re
 method, since the runs of two methods have nothing in common but the number of their seed). A method with one seed has
 its problems resampled only: such an interval says nothing about other seeds, and every table and sentence says so.
 Few seeds also make an interval somewhat too narrow (a bootstrap over n seeds underestimates their variance by a factor
-of (n-1)/n), and no interval is corrected for the number of comparisons made.
+of (n-1)/n), and no interval is corrected for the number of comparisons made; :mod:`prefix_rft_lab.claims` corrects its own,
+and takes them from :func:`estimate`.
 
 Nothing here draws from a global generator: equal runs give equal figures.
 """
@@ -225,6 +226,86 @@ def two_level_delta(a: np.ndarray, b: np.ndarray, sides: tuple[str, str] = ("a",
     return _interval(float(a.mean() - b.mean()), resampled, a.shape[1])
 
 
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean or a difference of means, with its standard error."""
+
+    mean: float
+    error: float
+    """Standard error; NaN for one number without spread."""
+    freedom: float
+    """Satterthwaite's degrees of freedom; NaN as above, infinite where nothing varies."""
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Student's t interval of that level; NaN where there is no standard error."""
+        if not self.error > 0:
+            return (self.mean, self.mean) if self.error == 0 else (float("nan"), float("nan"))
+        from scipy.stats import t
+
+        half = float(t.ppf((1 + level) / 2, self.freedom)) * self.error
+        return self.mean - half, self.mean + half
+
+
+def estimate(a: np.ndarray, b: np.ndarray | None = None) -> Estimate:
+    """Mean of a (minus mean of b), (seeds, problems) tables on the same problems, by variances in place of resampling.
+
+    The squared error is s^2 / n over the seeds' means of each side that has several, plus s^2 / P over the problems'
+    (paired) means. For one problem it is the t interval of ``scipy.stats.ttest_ind(equal_var=False)``. Both parts hold
+    some of what is left of a sample (the interaction of seed and problem), so the error is a little too large, never too
+    small. A bootstrap over n seeds underestimates their variance by (n-1)/n and has no tails: at the levels that many
+    comparisons need, its intervals are too narrow.
+    """
+    sides = [a] if b is None else [a, b]
+    if any(side.size == 0 or np.isnan(side).any() for side in sides) or len({side.shape[1] for side in sides}) > 1:
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    by_problem = a.mean(axis=0) - (0.0 if b is None else b.mean(axis=0))
+    parts = [(side.mean(axis=1).var(ddof=1) / len(side), len(side) - 1) for side in sides if len(side) > 1]
+    if len(by_problem) > 1:
+        parts.append((by_problem.var(ddof=1) / len(by_problem), len(by_problem) - 1))
+    if not parts:
+        return Estimate(float(by_problem.mean()), float("nan"), float("nan"))
+    variance = sum(part for part, _ in parts)
+    below = sum(part**2 / freedom for part, freedom in parts)
+    return Estimate(float(by_problem.mean()), float(np.sqrt(variance)), variance**2 / below if below > 0 else np.inf)
+
+
+def iqm(table: np.ndarray, side: str = "") -> Interval:
+    """Interquartile mean of the runs' scores: of all (seed, problem) cells, the lowest and highest quarter left out.
+
+    As in rliable (Agarwal et al. 2021, arXiv 2108.13264): ``scipy.stats.trim_mean(cells, 0.25)``, seeds drawn anew within
+    each problem (stratified), so that the interval speaks of seeds on these problems.
+    """
+    from scipy.stats import trim_mean
+
+    if table.size == 0 or np.isnan(table).any():
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    seeds, problems = table.shape
+    draws = rng.generator(0, "statistics/iqm", side)
+    columns = np.arange(problems)
+    resampled = np.array(
+        [
+            trim_mean(table[draws.integers(seeds, size=(seeds, problems)), columns], 0.25, axis=None)
+            for _ in range(RESAMPLES)
+        ]
+    )
+    return _interval(float(trim_mean(table, 0.25, axis=None)), resampled, problems)
+
+
+def probability_of_improvement(a: Sequence[float], b: Sequence[float]) -> Interval:
+    """P(a run of a scores higher than a run of b), a tie counting half, with a 95% bootstrap over the runs of both.
+
+    Args:
+        a, b: one score a run.
+    """
+    mine, theirs = np.asarray(a, float), np.asarray(b, float)
+    if mine.size == 0 or theirs.size == 0 or np.isnan(mine).any() or np.isnan(theirs).any():
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    wins = (np.sign(mine[:, None] - theirs[None, :]) + 1) / 2
+    left, right = (_weights(n, "statistics/seeds", side) for n, side in ((len(mine), "a"), (len(theirs), "b")))
+    resampled = np.einsum("ra,ab,rb->r", left, wins, right)
+    return _interval(float(wins.mean()), resampled, min(len(mine), len(theirs)))
+
+
 def paired_delta(runs_a: Sequence[Run], runs_b: Sequence[Run], split: str = "test", metric: str = "avg") -> Interval:
     """How much higher ``runs_a`` score than ``runs_b`` (their difference, paired over problems), two-level.
 
@@ -253,7 +334,7 @@ def compare(
     """One row a method (or label): what it scored on a split, with 95% intervals, and its difference to the base.
 
     Returns:
-        method, title, seeds (number of runs), problems, k; ``mean``, ``low``, ``high`` of the chosen metric; the same
+        method, title, seeds (number of runs), diverged (how many of them did; they count with what they scored), problems, k; ``mean``, ``low``, ``high`` of the chosen metric; the same
         as ``avg``, ``avg_low``, ``avg_high`` and so on for avg@k, pass@k and greedy pass@1 (shares of 1, NaN where
         not measured); ``tokens`` (mean response length); ``delta``, ``delta_low``, ``delta_high`` (metric minus that
         of the base policy, paired over problems; NaN without runs of ``base``); ``resampled`` (what the intervals
@@ -274,13 +355,16 @@ def compare(
             "method": name,
             "title": title(name, members),
             "seeds": len(members),
+            "diverged": sum(bool(getattr(run, "diverged", "")) for run in members),
             "problems": own.problems,
             "k": own.k,
         }
         row |= _columns("", two_level(own.values[metric], name), "mean")
         for other in ("avg", "pass", "greedy"):
             row |= _columns(f"{other}_", two_level(own.values[other], name), other)
-        row["tokens"] = float(own.values["tokens"].mean())
+        # A diverged run has no lengths; the mean is that of the others.
+        lengths = own.values["tokens"]
+        row["tokens"] = float(np.nanmean(lengths)) if not np.isnan(lengths).all() else float("nan")
         difference = Interval(float("nan"), float("nan"), float("nan"), 0)
         if base is not None and name != base:
             difference = two_level_delta(own.values[metric], measured[base].values[metric], (name, base))
@@ -318,6 +402,53 @@ def by_level(
                     "resampled": _resampled_what(len(own.seeds)),
                 }
             )
+    return pd.DataFrame(rows)
+
+
+def deltas(
+    runs: Sequence[Run],
+    control: str | Mapping[str, str],
+    split: str = "test",
+    metric: str = "avg",
+    *,
+    label: Label | None = None,
+) -> pd.DataFrame:
+    """One row a method (or label) but the control: its difference to the control, paired over problems.
+
+    Args:
+        control: name of the group that is taken off; or of each group its own, and groups that are not named have none.
+
+    Returns:
+        method, title, control, seeds, problems, k; ``delta``, ``low``, ``high`` (two-level 95%); resampled.
+
+    Raises:
+        ConfigError: no such control, or as :func:`compare`.
+        RunError: as :func:`compare`.
+    """
+    groups = group(runs, label)
+    own = dict.fromkeys(groups, control) if isinstance(control, str) else dict(control)
+    for name in own.values():
+        if name not in groups:
+            raise ConfigError(f"control = {name!r} is not among the runs; they are {', '.join(groups)}")
+    measured = scores(groups, split)
+    metric_name(metric, 1)
+    rows = []
+    for name, members in groups.items():
+        if name not in own or own[name] == name:
+            continue
+        both = measured[name].values[metric], measured[own[name]].values[metric]
+        rows.append(
+            {
+                "method": name,
+                "title": title(name, members),
+                "control": own[name],
+                "seeds": len(members),
+                "problems": measured[name].problems,
+                "k": measured[name].k,
+                **_columns("", two_level_delta(*both, (name, own[name])), "delta"),
+                "resampled": _resampled_what(min(len(members), len(groups[own[name]]))),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -430,6 +561,131 @@ def summarise_curve(frame: pd.DataFrame) -> pd.DataFrame:
         low, high = np.nanpercentile(means[:, several], [2.5, 97.5], axis=0)
         out.loc[several, "low"], out.loc[several, "high"] = low, high
     return out
+
+
+def area_under_curve(runs: Sequence[Run], column: str = "avg", *, label: Label | None = None) -> pd.DataFrame:
+    """Mean height of an evaluation column over training (trapezoids over steps): quick learning counts, not the end alone.
+
+    Returns:
+        one row a method: method, title, seeds; ``area`` (mean over seeds, in the column's unit), low, high (95% bootstrap
+        over seeds; equal to the area for one seed); one ``seed_<n>`` column a seed. Methods without steps are left out.
+
+    Raises:
+        ConfigError: no runs, or mixed configs.
+    """
+    rows = []
+    for name, members in group(runs, label).items():
+        frame = seed_curves(members, column).dropna()
+        if len(frame) < 2:
+            continue
+        steps = frame.index.to_numpy(float)
+        areas = np.trapezoid(frame.to_numpy(float), steps, axis=0) / (steps[-1] - steps[0])
+        interval = two_level(areas[:, None], name)
+        rows.append(
+            {
+                "method": name,
+                "title": title(name, members),
+                "seeds": len(areas),
+                **_columns("", interval, "area"),
+                **{f"seed_{seed}": float(area) for seed, area in zip(frame, areas, strict=True)},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def improvement(
+    runs: Sequence[Run], split: str = "test", metric: str = "avg", *, label: Label | None = None
+) -> pd.DataFrame:
+    """Probability that a run of the row's method scores higher than one of the column's, over all pairs of seeds.
+
+    Each is :func:`probability_of_improvement`, without its interval.
+
+    Returns:
+        square, index and columns are titles of methods (or labels); NaN on the diagonal.
+
+    Raises:
+        ConfigError, RunError: as :func:`compare`.
+    """
+    groups = group(runs, label)
+    metric_name(metric, 1)
+    means = {name: own.values[metric].mean(axis=1) for name, own in scores(groups, split).items()}
+    titles = [title(name, members) for name, members in groups.items()]
+    table = [
+        [float("nan") if a == b else probability_of_improvement(x, y).mean for b, y in means.items()]
+        for a, x in means.items()
+    ]
+    return pd.DataFrame(table, index=titles, columns=titles)
+
+
+# ---------------------------------------------------------------------- what a run cost
+
+COSTS = {
+    "tokens": "tokens sampled and trained",
+    "sampled": "tokens sampled",
+    "trained": "tokens trained",
+    "seconds": "wall time (seconds)",
+}
+"""Cost -> how axes call it."""
+
+
+def spent(run: Run) -> pd.DataFrame:
+    """What training had cost after each step, as the run recorded it.
+
+    Sampled tokens are those that the policy generated; trained tokens all that went through a forward and backward pass,
+    demonstrations and prefixes among them. Not counted: evaluations, token records, and the demonstrations of ReLIFT's
+    second updates (``replay_updated`` says how many there were); seconds hold the latter.
+
+    Returns:
+        index global_step (steps done, from 0), columns of :data:`COSTS`; a single row of zeros for an untrained policy.
+    """
+    table = records(run, "metrics")
+    columns = dict.fromkeys(COSTS, 0.0)
+    if table.empty:
+        return pd.DataFrame([columns], index=pd.Index([0], name="global_step"))
+
+    def column(name: str) -> pd.Series:
+        return table[name].fillna(0) if name in table else pd.Series(0.0, index=table.index)
+
+    # Tokens of demonstrations are all of the kind prefix, in supervised stages too.
+    sampled = column("tokens_on_policy") + column("tokens_continuation")
+    trained = sampled + column("tokens_prefix")
+    seconds = column("seconds_rollout") + column("seconds_score") + column("seconds_update")
+    steps = pd.DataFrame({"tokens": sampled + trained, "sampled": sampled, "trained": trained, "seconds": seconds})
+    steps.index = pd.Index(table["global_step"].to_numpy(int) + 1, name="global_step")
+    start = pd.DataFrame([columns], index=pd.Index([0], name="global_step"))
+    return pd.concat([start, steps.cumsum()])
+
+
+def cost_curve(
+    runs: Sequence[Run], column: str = "avg", cost: str = "tokens", *, label: Label | None = None
+) -> pd.DataFrame:
+    """A column of the evaluations against what training had cost by then.
+
+    Returns:
+        one row a method and evaluation that all its seeds recorded: method, title, global_step, cost (mean over seeds),
+        mean, low, high (95% bootstrap over seeds, NaN for one), one ``seed_<n>`` column a seed.
+
+    Raises:
+        ConfigError: an unknown cost, no runs, or mixed configs.
+    """
+    if cost not in COSTS:
+        raise ConfigError(f"cost = {cost!r} is not known; use one of {', '.join(COSTS)}")
+    parts = []
+    for name, members in group(runs, label).items():
+        frame = seed_curves(members, column).dropna()
+        if frame.empty:
+            continue
+        part = summarise_curve(frame).drop(columns="n")
+        paid = [spent(run)[cost].reindex(frame.index).to_numpy(float) for run in members if run.seed in frame]
+        part.insert(0, "method", name)
+        part.insert(1, "title", title(name, members))
+        part.insert(3, "cost", np.mean(paid, axis=0))
+        for seed in frame:
+            part[f"seed_{seed}"] = frame[seed].to_numpy()
+        parts.append(part)
+    if not parts:
+        raise ConfigError(f"column = {column!r} is not in the evaluations of these runs; see measure.METRICS for names")
+    return pd.concat(parts, ignore_index=True)
 
 
 # ---------------------------------------------------------------------- sentences

@@ -11,7 +11,8 @@
       -> stage.replay             a second update, on problems singled out    methods.py
 
 What is removed from the textbook algorithm: the reference model (no KL by default), the critic (group means), the
-second forward pass for old log-probabilities (with one update per rollout they are the detached current ones).
+second forward pass for old log-probabilities (with one update per rollout they are the detached current ones; the
+engine's are only compared with them, or weigh the loss where ``rollout.importance_cap`` is set).
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import hashlib
 import json
 import logging
 import math
+import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,13 +36,13 @@ from safetensors import SafetensorError
 
 from prefix_rft_lab import measure, methods, prefixes, rng
 from prefix_rft_lab.checkpoint import Checkpoints, Place
-from prefix_rft_lab.config import ConfigError, RunConfig, flatten
-from prefix_rft_lab.evaluate import sample_scores, summarise
-from prefix_rft_lab.generation import Completion, Request, TransformersEngine
+from prefix_rft_lab.config import ConfigError, RunConfig
+from prefix_rft_lab.evaluate import sample_scores, summarise, unsolved_scores
+from prefix_rft_lab.generation import Completion, Request, TransformersEngine, engine_for
 from prefix_rft_lab.policy import autocast_dtype, device_of, load_policy, save_policy
 from prefix_rft_lab.records import TokenRecorder, tokenizer_id
 from prefix_rft_lab.rewards import Verifier
-from prefix_rft_lab.runs import Run, RunError, RunWriter, disk_error
+from prefix_rft_lab.runs import Run, RunDivergedError, RunWriter, directory_of, disk_error, refuse_another
 from prefix_rft_lab.tasks import sources
 from prefix_rft_lab.templates import stop_ids
 from prefix_rft_lab.tokens import encode_problems, pad_id, step_ends
@@ -70,18 +73,24 @@ def train(
     Raises:
         ConfigError: the config, model or data cannot be used; nothing was written.
         RunError: the run cannot go on; what was written is kept.
+        RunDivergedError: (a :class:`RunError`) loss or weights became no numbers, now or when it was trained.
     """
     methods.check(config)
-    writer = RunWriter(config, out)
-    if (writer.path / "DONE.json").is_file():
-        # A kill may strike between the last two acts of a run.
-        shutil.rmtree(writer.path / "checkpoints", ignore_errors=True)
-        _refuse_another_run(Run(writer.path), config)
-        return Run(writer.path)
-    torch.set_num_threads(config.threads)
-    with Trainer(config, writer) as trainer:
-        trainer.run(progress=progress, on_step=on_step)
-    return Run(writer.path)
+    path = directory_of(config, out)
+    if not (path / "DONE.json").is_file():
+        torch.set_num_threads(config.threads)
+        with RunWriter(config, out) as writer:
+            # It may have been finished since.
+            if not (path / "DONE.json").is_file():
+                with Trainer(config, writer) as trainer:
+                    trainer.run(progress=progress, on_step=on_step)
+    run = Run(path)
+    refuse_another(run, config)
+    if run.diverged:
+        raise RunDivergedError(f"{run.diverged}. What was recorded is kept in {path}; delete it to train it again")
+    # A kill may strike between the last two acts of a run.
+    shutil.rmtree(path / "checkpoints", ignore_errors=True)
+    return run
 
 
 class Trainer:
@@ -94,12 +103,13 @@ class Trainer:
         self.device = device_of(config)
         self.model, self.tokenizer = load_policy(config)
         self.stop_ids = stop_ids(self.tokenizer)
-        self.autocast = autocast_dtype(config)
-        self.engine = TransformersEngine(
-            self.model, eos_id=self.stop_ids, max_batch_rows=config.rollout.max_batch_rows, autocast=self.autocast
-        )
-        self.verifier = Verifier()
-        self.train_problems, self.validation_problems, self.data_report = self._load_data()
+        with ExitStack() as started:
+            self.engine = engine_for(self.model, config, eos_id=self.stop_ids)
+            started.callback(self.engine.close)
+            self.verifier = Verifier()
+            started.callback(self.verifier.close)
+            self.train_problems, self.validation_problems, self.data_report = self._load_data()
+            started.pop_all()
         self.updater = Updater(self.model, config, pad_id=pad_id(self.tokenizer))
         self.recorder = TokenRecorder(self.updater, self.tokenizer, config, self.train_problems, writer.path.name)
         self.checkpoints = Checkpoints(
@@ -121,6 +131,7 @@ class Trainer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.engine.close()
         self.verifier.close()
         self.writer.close()
 
@@ -199,7 +210,10 @@ class Trainer:
                     f"data.expert = {expert!r} has another vocabulary than the policy; use a model of the same family"
                 )
             engine = TransformersEngine(
-                model, eos_id=self.stop_ids, max_batch_rows=self.config.rollout.max_batch_rows, autocast=self.autocast
+                model,
+                eos_id=self.stop_ids,
+                max_batch_rows=self.config.rollout.max_batch_rows,
+                autocast=autocast_dtype(self.config),
             )
         requests = [
             Request(
@@ -230,9 +244,12 @@ class Trainer:
     # ------------------------------------------------------------------ the loop
 
     def run(self, *, progress: bool, on_step: Callable[[dict[str, Any]], None] | None = None) -> None:
-        """Train all stages, resuming where the newest checkpoint stands, then evaluate and write the summary."""
+        """Train all stages, resuming where the newest checkpoint stands, then evaluate and write the summary.
+
+        A run that diverges ends here too, as one that solved nothing.
+        """
         started = time.perf_counter()
-        config, writer = self.config, self.writer
+        writer = self.writer
         writer.start(self.data_report)
         found = self.checkpoints.newest(self.model)
         self._find_hard_problems()
@@ -241,39 +258,60 @@ class Trainer:
         self.verifier.timeouts = place.verifier_timeouts
         # Without a checkpoint everything is written again, the evaluation before the first step too.
         writer.rewind(place.global_step if found else -1)
-        sections = [stage.optimizer_section(config) for stage in self.method.stages]
-        total = sum(section.steps for section in sections)
-        global_step = place.global_step
+        log.info("%s: process %d trains from step %d", writer.path.name, os.getpid(), place.global_step)
         if found is None:
             self._evaluate_during(0, "base")
-        bar = measure.ProgressBar(total, global_step, config, progress)
+        diverged = None
+        try:
+            for line in self._train_stages(place, found[1] if found else None, started, progress):
+                if on_step is not None:
+                    on_step(line)
+        except _DivergedError as error:
+            diverged = error
+        self._finish(place.seconds + time.perf_counter() - started, diverged)
+
+    def _train_stages(
+        self, place: Place, checkpoint: Path | None, started: float, progress: bool
+    ) -> Iterator[dict[str, Any]]:
+        """Every step from a place on, as its line of metrics once all of it is written.
+
+        Raises:
+            _DivergedError: loss or weights became no numbers.
+        """
+        config, writer = self.config, self.writer
+        sections = [stage.optimizer_section(config) for stage in self.method.stages]
+        global_step = place.global_step
+        bar = measure.ProgressBar(sum(section.steps for section in sections), global_step, config, progress)
         for index, (stage, section) in enumerate(zip(self.method.stages, sections, strict=True)):
             if index < place.stage:
                 continue
             optimizers = self.optimizers(stage)
             first = place.step if index == place.stage else 0
             self.replay = list(place.replay) if index == place.stage else []
-            if found and index == place.stage:
-                Checkpoints.load(found[1], self.model, optimizers)
+            if checkpoint is not None and index == place.stage:
+                Checkpoints.load(checkpoint, self.model, optimizers)
+                self.engine.weights_changed()
             for step in range(first, section.steps):
                 line, tables = self.step(stage, optimizers, step, global_step)
-                _refuse_non_finite(line, writer.path)
+                _refuse_non_finite(line)
                 for name, table in tables.items():
                     writer.table(name, table)
                 writer.metrics(line)
                 global_step += 1
                 last = step + 1 == section.steps
-                if (config.evaluation.every and global_step % config.evaluation.every == 0) or last:
-                    self._evaluate_during(global_step, stage.name)
-                if (config.records.checkpoint_every and global_step % config.records.checkpoint_every == 0) or last:
-                    seconds = place.seconds + time.perf_counter() - started
+                evaluates = (config.evaluation.every and global_step % config.evaluation.every == 0) or last
+                saves = (config.records.checkpoint_every and global_step % config.records.checkpoint_every == 0) or last
+                if evaluates or saves:
                     self._refuse_broken_weights(global_step)
+                if evaluates:
+                    self._evaluate_during(global_step, stage.name)
+                if saves:
                     self.checkpoints.save(
                         Place(
                             stage=index,
                             step=step + 1,
                             global_step=global_step,
-                            seconds=seconds,
+                            seconds=place.seconds + time.perf_counter() - started,
                             verifier_timeouts=self.verifier.timeouts,
                             replay=tuple(self.replay),
                         ),
@@ -282,10 +320,8 @@ class Trainer:
                         optimizers,
                     )
                 bar.update(line)
-                if on_step is not None:
-                    on_step(line)
+                yield line
         bar.close()
-        self._finish(place.seconds + time.perf_counter() - started)
 
     def optimizers(self, stage: methods.Stage) -> dict[str, torch.optim.Optimizer]:
         """A fresh optimizer for a stage, ``main``, and one for its second update, ``replay``, if it has any."""
@@ -323,6 +359,7 @@ class Trainer:
             rows, stage, stage.optimizer_section(config), optimizers["main"], step, diagnose=bool(diagnose)
         )
         replayed = self._replay(rows, stage, optimizers, step)
+        self.engine.weights_changed()
         clock.append(time.perf_counter())
         tables = {}
         if record is not None:
@@ -335,6 +372,7 @@ class Trainer:
             **measure.token_metrics(result),
         }
         line |= measure.row_metrics(rows, stage, config, step, self.text)
+        line |= measure.engine_gap(rows, result)
         line |= replayed
         line |= {"lr": optimizers["main"].param_groups[0]["lr"], "verifier_timeouts": self.verifier.timeouts}
         line |= {
@@ -390,6 +428,7 @@ class Trainer:
         completions = self.engine.generate(requests, temperature=config.rollout.temperature)
         for row, completion in zip(sampled, completions, strict=True):
             row.sampled_ids = completion.token_ids
+            row.engine_logp = completion.logp
             row.truncated = completion.truncated
 
     # ------------------------------------------------------------------ evaluation and records
@@ -471,28 +510,37 @@ class Trainer:
     def _refuse_broken_weights(self, global_step: int) -> None:
         """Raise rather than keep weights that are no numbers: a policy that fails alike in all rows has loss 0."""
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
-            raise _diverged("weights = nan", global_step, self.writer.path)
+            raise _DivergedError("weights = nan", global_step)
 
-    def _finish(self, seconds: float) -> None:
+    def _finish(self, seconds: float, diverged: _DivergedError | None) -> None:
         config = self.config
         summary: dict[str, Any] = {"method": config.method, "seed": config.seed, "splits": {}}
         for split in config.evaluation.final_splits:
             if split not in sources.splits(config.data):
                 continue
             problems, _ = encode_problems(self.tokenizer, sources.load_problems(config.data, split)[0], config)
-            table = sample_scores(
-                self.engine,
-                problems,
-                self.score,
-                k=config.evaluation.k,
-                max_tokens=config.rollout.max_response_tokens,
-                temperature=config.evaluation.temperature,
-                seed=config.data.seed,
-                purpose=f"final/{split}",
-            )
+            if diverged is None:
+                table = sample_scores(
+                    self.engine,
+                    problems,
+                    self.score,
+                    k=config.evaluation.k,
+                    max_tokens=config.rollout.max_response_tokens,
+                    temperature=config.evaluation.temperature,
+                    seed=config.data.seed,
+                    purpose=f"final/{split}",
+                )
+            else:
+                table = unsolved_scores(problems, k=config.evaluation.k)
             self.writer.table(f"evaluation/{split}", table)
             summary["splits"][split] = summarise(table)
         summary["seconds"] = round(seconds, 2)
+        if diverged is not None:
+            # No model is kept, and the checkpoints stay: they are of before.
+            summary["diverged"] = str(diverged)
+            self.writer.diverged(str(diverged), diverged.global_step)
+            self.writer.finish(summary, seconds)
+            return
         if config.records.save_model:
             folder = self.writer.path / "model"
             try:
@@ -503,37 +551,18 @@ class Trainer:
         self.checkpoints.remove()
 
 
-def _refuse_non_finite(line: dict[str, Any], path: Path) -> None:
+class _DivergedError(Exception):
+    def __init__(self, what: str, global_step: int) -> None:
+        super().__init__(f"{what} at step {global_step}: the run diverged; lower rl.lr or sft.lr (relift.lr)")
+        self.global_step = global_step
+
+
+def _refuse_non_finite(line: Mapping[str, Any]) -> None:
     replay = ("replay_loss", "replay_grad_norm") if line.get("replay_updated") else ()
     names = [name for name in line if name.startswith(("nll_", "entropy_"))]
     for name in ("loss", "grad_norm", *replay, *names):
         if not math.isfinite(line[name]):
-            raise _diverged(f"{name} = {line[name]}", line["global_step"], path)
-
-
-def _diverged(what: str, global_step: int, path: Path) -> RunError:
-    return RunError(
-        f"{what} at step {global_step}: the run diverged; lower rl.lr or sft.lr (relift.lr). What was recorded before is "
-        f"kept in {path}"
-    )
-
-
-def _refuse_another_run(run: Run, config: RunConfig) -> None:
-    """A finished run is found by a hash of its config's departures from the defaults, and by its method's name: refuse
-    one that was trained under other defaults, or by another declaration under that name."""
-    before, after = (dict(flatten(c.to_dict())) for c in (run.config, config))
-    for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name):
-            raise RunError(
-                f"{run.path} was trained with {name} = {before.get(name)!r}, which was the default then; it is "
-                f"{after.get(name)!r} now: set it, or delete the run to train it again"
-            )
-    now = methods.declaration(config.method, config)
-    if run.declaration != now:
-        raise RunError(
-            f"{run.path} was trained by another declaration of method {config.method!r} ({run.declaration or 'the kit'} "
-            f"there, {now or 'the kit'} here); give the new one another name, or delete the run"
-        )
+            raise _DivergedError(f"{name} = {line[name]}", line["global_step"])
 
 
 def _problems_hash(problems: Sequence[EncodedProblem]) -> str:

@@ -90,6 +90,8 @@ class Row:
     prefix_ratio: float = 0.0
     sampled_ids: list[int] = field(default_factory=list)
     """What the policy generated, up to and including the end token."""
+    engine_logp: list[float] = field(default_factory=list)
+    """The engine's log-probability of each sampled token at the sampling temperature, nats; empty where none told it."""
     is_demonstration: bool = False
     """The whole response is the demonstration; nothing is sampled."""
     truncated: bool = False

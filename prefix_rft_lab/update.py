@@ -18,7 +18,7 @@ import torch
 
 from prefix_rft_lab import advantages as credit
 from prefix_rft_lab import entropy as clip
-from prefix_rft_lab import methods, rng
+from prefix_rft_lab import losses, methods, rng
 from prefix_rft_lab.config import OptimConfig, RunConfig
 from prefix_rft_lab.policy import autocast_dtype, response_stats
 from prefix_rft_lab.tokens import pad_rows
@@ -253,6 +253,8 @@ class Updater:
         total = 0.0
         gradients: dict[TokenKind, list[torch.Tensor]] = {}
         limited = torch.zeros(len(kinds), dtype=torch.bool, device=self.device)
+        cap = config.rollout.importance_cap
+        sampled_under = None if cap is None else _engine_logp(rows, kinds)
         for indices, place in zip(batches, places, strict=True):
             batch = [rows[i] for i in indices]
             stats = self._forward(batch, temperature)
@@ -269,6 +271,11 @@ class Updater:
             sizes = window
             if config.loss.normalise == "micro_batch":
                 sizes = replace(window, micro=_window(batch, kinds[place], 1))
+            weights = torch.ones_like(inputs["old_logp"])
+            if cap is not None and sampled_under is not None:
+                drawn = kinds[place] != TokenKind.PREFIX
+                ratios = losses.importance_weights(inputs["old_logp"][drawn], sampled_under[place][drawn], cap)
+                weights[drawn] = ratios.to(weights.dtype)
             loss = stats.logp.new_zeros(())
             for kind, token_loss in token_losses.items():
                 member = kinds[place] == kind
@@ -277,7 +284,7 @@ class Updater:
                 terms = token_loss.tokens(
                     methods.TokenInputs(**{name: value[member] for name, value in inputs.items()}), config
                 )
-                part = terms.loss.sum() / token_loss.normaliser(kind, sizes, config)
+                part = (terms.loss * weights[member]).sum() / token_loss.normaliser(kind, sizes, config)
                 limited[place[member]] = terms.clipped
                 loss = loss + part
                 if diagnose:
@@ -374,6 +381,14 @@ class Updater:
             uniforms=None if uniforms is None else uniforms[order],
         )
         return ~ranked | stays
+
+
+def _engine_logp(rows: Sequence[Row], kinds: torch.Tensor) -> torch.Tensor:
+    """(tokens,) the engine's log-probability of each sampled token, 0 on the others."""
+    found = torch.zeros(len(kinds), device=kinds.device, dtype=torch.float64)
+    values = [logp for row in rows for logp in row.engine_logp]
+    found[kinds != TokenKind.PREFIX] = torch.tensor(values, device=kinds.device, dtype=torch.float64)
+    return found
 
 
 def _row_of(rows: Sequence[Row]) -> torch.Tensor:

@@ -1,4 +1,6 @@
-"""Write the results table of the README from results/full/summary.json, so that no number is typed by hand.
+"""Write the results of the README (scores, claims) from results/full/summary.json, so that no number is typed by hand.
+
+Prints a notice if the code has changed since the runs.
 
 python scripts/update_readme.py [--check]
 """
@@ -26,7 +28,45 @@ def table(summary: dict) -> str:
         other = ood[row["method"]]
         cells.append(f"{other['mean']:.3f} [{other['low']:.3f}, {other['high']:.3f}]")
         lines.append(f"| {row['title']} | {row['seeds']} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in summary["verdicts"]["test"][:5])])
+    lines += ["", *(f"- {sentence}" for sentence in summary["verdicts"]["test"][:5])]
+    return "\n".join([*lines, *claims(summary.get("claims", []))])
+
+
+def claims(judged: list[dict]) -> list[str]:
+    """Markdown table of the claims and their verdicts; nothing for a summary without claims."""
+    if not judged:
+        return []
+    every, judged = judged, [row for row in judged if row["verdict"] != "missing"]
+    missing = len(every) - len(judged)
+    return [
+        "",
+        "| claim | paper | here | verdict (alone) |",
+        "|---|---|---|---|",
+        *(
+            f"| {cell(row['claim'])} | {cell(row['paper'])} | {cell(row['here'])} | {row['verdict']} ({row['alone']}) |"
+            for row in judged
+        ),
+        "",
+        f"Here: effect in the claimed direction, its interval widened for all {len(every)} claims; alone: by the plain 95% "
+        f"interval.{f' {missing} claims wait for their runs.' if missing else ''}",
+    ]
+
+
+def cell(text: str) -> str:
+    """Text in a table's cell."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def stamp(summary: dict) -> str:
+    """Whether the runs were made by the code as it is."""
+    sys.path.insert(0, str(ROOT))
+    from prefix_rft_lab.runs import source_hash
+
+    source = summary["source"]
+    made = source.get("all", source["runs"])
+    if made == [source_hash()]:
+        return ""
+    return f"The code has changed since these runs were made (source {', '.join(made)} then, {source_hash()} now)."
 
 
 def main() -> None:
@@ -36,6 +76,9 @@ def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     summary = json.loads((ROOT / "results" / "full" / "summary.json").read_text(encoding="utf-8"))
+    notice = stamp(summary)
+    if notice:
+        print(notice)
     start = text.index("\n", text.index(BEGIN)) + 1
     new = text[:start] + "\n" + table(summary) + "\n\n" + text[text.index(END) :]
     if check:

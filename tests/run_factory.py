@@ -89,6 +89,7 @@ def write_run(
             writer.table(f"evaluation/{split}", table)
             summary["splits"][split] = summarise(table)
         writer.finish(summary, 1.5)
+    writer.close()
     return Run(writer.path)
 
 
@@ -117,6 +118,8 @@ def _train(writer: RunWriter, config: RunConfig, steps: int | None, texts: Seque
             )
             line |= {f"entropy_{kind}": float(draws.uniform(0.1, 0.5)) for kind in kinds}
             line |= {f"grad_norm_{kind}": float(draws.uniform(0.01, 1)) for kind in kinds if global_step % 2 == 0}
+            line |= {f"tokens_{kind}": 40 + place for place, kind in enumerate(kinds)}
+            line |= {"seconds_rollout": 0.5 * stage.samples, "seconds_score": 0.0, "seconds_update": 0.25}
             line |= {"prefix_share": 0.125} if hybrid else {}
             if stage.samples:
                 line |= {"reward": 0.5, "reward_plain": float(draws.uniform(0.2, 0.8)), "plain_tokens": 20.0}

@@ -16,7 +16,19 @@ from prefix_rft_lab.config import RunConfig, preset
 from prefix_rft_lab.methods import METHODS
 from prefix_rft_lab.runs import RunError, load_all
 
-COMMANDS = ("doctor", "train", "evaluate", "data", "grading", "tokens", "reproduce", "report", "parity")
+COMMANDS = (
+    "doctor",
+    "train",
+    "sweep",
+    "evaluate",
+    "data",
+    "grading",
+    "tokens",
+    "reproduce",
+    "claims",
+    "report",
+    "parity",
+)
 SMALL = [
     f"--set={pair}"
     for pair in (

@@ -121,6 +121,21 @@ def test_logp_equals_a_teacher_forced_pass(models, name, temperature):
         assert completion.logp == pytest.approx(expected, abs=1e-4)
 
 
+def test_bfloat16_arithmetic(models):
+    """Rows that outgrow the cache's room; log-probabilities near those of float32."""
+    model, eos, contexts = models["tiny"]
+    requests = requests_of(contexts, tokens=40)
+    found = TransformersEngine(model, eos_id=eos, autocast=torch.bfloat16).generate(requests)
+    assert max(len(c.token_ids) for c in found) > 16
+    gaps = []
+    for request, completion in zip(requests, found, strict=True):
+        with torch.no_grad():
+            logp = model(input_ids=torch.tensor([request.context_ids + completion.token_ids])).logits[0].log_softmax(-1)
+        start = len(request.context_ids) - 1
+        gaps += [abs(float(logp[start + i, t]) - completion.logp[i]) for i, t in enumerate(completion.token_ids)]
+    assert 0 < np.mean(gaps) < 0.02
+
+
 @pytest.mark.parametrize("name", ["tiny", "qwen2"])
 def test_a_rows_sample_does_not_depend_on_its_company(models, name):
     model, eos, contexts = models[name]

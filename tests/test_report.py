@@ -10,9 +10,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from run_factory import write_run
+from run_factory import SMALL, write_run
 
-from prefix_rft_lab import plots, stats
+from prefix_rft_lab import plots, report, stats, sweeps
 from prefix_rft_lab.config import ConfigError, preset
 from prefix_rft_lab.report import write_gallery, write_report
 
@@ -231,3 +231,32 @@ def test_refusals(tmp_path):
     with pytest.raises(ConfigError, match=r"rl.lr = 0.0003 and 0.1"):
         write_report(tmp_path / "out", runs=mixed, title="Mixed")
     assert not (tmp_path / "out").exists()
+
+
+def test_claims_tuning_and_sweeps_stand_in_it(quick, monkeypatch, tmp_path):
+    fields = dict(SMALL)
+    arms = {"prefix_rft": {"method": "prefix_rft"}, "rft": {"method": "rft"}, HOSTILE: {"method": "sft"}}
+    plan = sweeps.plan({"name": "methods", "folder": "tiny", "set": fields, "arms": arms, "seeds": [0, 1]})
+    given = [write_run(tmp_path / "r", planned.config.method, planned.config.seed) for planned in plan.runs]
+    tuned = {
+        "metric": "avg@8 of 256 validation problems",
+        "fields": {"rft": {"rl.lr": 0.1}},
+        "tried": [
+            {"method": "rft", "fields": {"rl.lr": lr}, "avg": 0.25, "scores": [0.2, 0.3], "seeds": [7, 8]}
+            for lr in (0.1, 0.2)
+        ],
+    }
+    (tmp_path / "tuned.json").write_text(json.dumps(tuned))
+    monkeypatch.setattr(report, "TUNED", tmp_path / "tuned.json")
+    out = tmp_path / "out"
+    page = Page(write_report(out, runs=given, title="All", sweeps={"methods": (plan, given)}))
+    places = [page.source.index(part) for part in ("<h1", "Claims: ", "Highest mean", "Tuning on the validation split")]
+    assert places == sorted(places) and not page.open
+    assert HOSTILE in page.text and "Sweep methods" in page.text and "rl.lr = 0.1" in page.text
+    assert "0.200, 0.300" in page.text and "avg@8 of 256 validation problems" in page.text
+    assert {"figure-claims", "figure-sweep-methods"} <= {a.get("id") for a in page.all("figure")}
+    summary = json.loads((out / "summary.json").read_text())
+    assert len(summary["claims"]) == 36 and summary["claims"][0]["id"] == "over_rft"
+    assert {row["method"] for row in summary["sweeps"]["methods"]} == set(arms)
+    markdown = (out / "report.md").read_text()
+    assert "Prefix-RFT scores higher than RFT." in markdown and "<img" not in markdown

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 from run_factory import write_run
 
 from prefix_rft_lab import stats
@@ -252,3 +253,64 @@ def test_labels_tell_configs_of_one_method_apart(tmp_path):
     assert list(table["seeds"]) == [2, 2]
     delta = stats.paired_delta(runs[:2], runs[2:])
     assert delta.mean == pytest.approx(3 / 24)
+
+
+def test_costs_are_the_tokens_of_the_steps_so_far(tmp_path):
+    run = write_run(tmp_path, "prefix_rft")  # 40 + 41 sampled tokens and 42 of prefixes a step
+    paid = stats.spent(run)
+    assert paid.index.to_list() == list(range(9))
+    assert paid["sampled"].to_list() == [81.0 * step for step in range(9)]
+    assert paid["trained"].iloc[-1] == 8 * 123 and paid["tokens"].iloc[-1] == 8 * 204
+    assert stats.spent(write_run(tmp_path, "base")).to_numpy().tolist() == [[0.0] * 4]
+    assert stats.spent(write_run(tmp_path, "sft"))["sampled"].iloc[-1] == 0
+
+
+def test_areas_and_probabilities_of_improvement(tmp_path):
+    rft = [write_run(tmp_path, "rft", seed, counts=counts) for seed, counts in enumerate([(1,) * 6, (3,) * 6])]
+    sft = [write_run(tmp_path, "sft", seed, counts=counts) for seed, counts in enumerate([(1,) * 6, (2,) * 6])]
+    table = stats.improvement([*rft, *sft])
+    # Pairs of RFT and SFT: 1-1 is a tie, 1-2 lost, 3-1 and 3-2 won.
+    assert table.loc["RFT (Dr.GRPO)", "SFT"] == 2.5 / 4
+    assert table.loc["SFT", "RFT (Dr.GRPO)"] == 1.5 / 4
+    areas = stats.area_under_curve([*rft, *sft])
+    curve = stats.seed_curves(rft, "avg")
+    assert curve.index.to_list() == [0, 4, 8]
+    for seed in (0, 1):
+        first, middle, last = curve[seed]
+        expected = ((first + middle) / 2 + (middle + last) / 2) / 2
+        row = areas[areas["method"] == "rft"].iloc[0]
+        assert row[f"seed_{seed}"] == pytest.approx(expected)
+    assert stats.area_under_curve([write_run(tmp_path, "base")]).empty
+
+
+# ---------------------------------------------------------------------- against SciPy
+
+
+def test_iqm_leaves_out_the_outer_quarters():
+    # Eight cells: the mean of the middle four, (2 + 3 + 4 + 5) / 4.
+    assert stats.iqm(np.array([[0.0, 1, 2, 3], [4, 5, 6, 100]])).mean == 3.5
+    # One problem: the bootstrap of its seeds, as SciPy makes it.
+    column = np.random.default_rng(0).random((9, 1))
+    found = stats.iqm(column)
+    expected = scipy.stats.bootstrap(
+        (column[:, 0],),
+        lambda x, axis: scipy.stats.trim_mean(x, 0.25, axis=axis),
+        n_resamples=4000,
+        method="percentile",
+        rng=0,
+    ).confidence_interval
+    assert found.mean == pytest.approx(scipy.stats.trim_mean(column[:, 0], 0.25))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.03)
+    assert stats.iqm(np.array([[0.5, 0.5], [0.5, 0.5]])) == stats.Interval(0.5, 0.5, 0.5, 2)
+    assert math.isnan(stats.iqm(np.array([[np.nan, 1.0]])).mean)
+
+
+def test_probability_of_improvement_is_mann_whitney():
+    draws = np.random.default_rng(1)
+    a, b = draws.integers(0, 5, 7) / 5, draws.integers(0, 4, 6) / 5
+    expected = scipy.stats.mannwhitneyu(a, b).statistic / (len(a) * len(b))
+    assert stats.probability_of_improvement(a, b).mean == pytest.approx(expected)
+    # 3 beats both, 1 ties with one and beats the other: (1 + 1 + 1/2 + 1) / 4.
+    assert stats.probability_of_improvement([3, 1], [1, 0]).mean == 0.875
+    assert stats.probability_of_improvement([2, 3], [0, 1]) == stats.Interval(1.0, 1.0, 1.0, 2)
+    assert math.isnan(stats.probability_of_improvement([], [1.0]).mean)

@@ -23,13 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from prefix_rft_lab import checkpoint, measure, methods, trainer
+from prefix_rft_lab import checkpoint, measure, methods, stats, trainer
 from prefix_rft_lab.checkpoint import Checkpoints, Place
-from prefix_rft_lab.config import ConfigError
-from prefix_rft_lab.experiments import main_comparison
+from prefix_rft_lab.config import ConfigError, preset
+from prefix_rft_lab.experiments import PROFILES
 from prefix_rft_lab.methods import METHODS
 from prefix_rft_lab.rewards import Verifier, extract_answer
-from prefix_rft_lab.runs import FOLLOWED, Run, RunError, RunWriter, directory_of, read_lines
+from prefix_rft_lab.runs import FOLLOWED, Run, RunDivergedError, RunError, RunWriter, directory_of, read_lines
 from prefix_rft_lab.tasks.base_policy import ASSETS
 from prefix_rft_lab.trainer import Trainer
 from prefix_rft_lab.types import KIND_NAMES, TokenKind
@@ -124,7 +124,7 @@ def test_the_same_seed_gives_the_same_bits(tmp_path, small, whole, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_in_the_smoke_profile(tmp_path, method):
-    (config,) = main_comparison("smoke", methods=(method,))
+    config = preset("tiny", method=method, **PROFILES["smoke"].changes)
     run = train(config, tmp_path)
     assert run.done
     assert len(run.metrics) == sum(stage.optimizer_section(config).steps for stage in METHODS[method].stages)
@@ -596,7 +596,7 @@ def test_weights_that_are_no_numbers_are_never_kept(tmp_path, small):
     with pytest.raises(RunError, match=r"at step \d: the run diverged; lower rl.lr or sft.lr \(relift.lr\)"):
         train(config, tmp_path)
     path = directory_of(config, tmp_path)
-    assert not Run(path).done
+    assert Run(path).diverged and not (path / "model").exists()
     for file in path.rglob("*.safetensors"):
         assert all(torch.isfinite(weight).all() for weight in load_file(file).values())
 
@@ -659,10 +659,30 @@ def test_a_diverged_run_is_refused_and_its_records_kept(tmp_path, small):
         RunError, match=r"(loss|grad_norm) = (nan|inf) at step \d: the run diverged; lower rl.lr or sft.lr"
     ):
         train(config, tmp_path)
-    path = directory_of(config, tmp_path)
-    assert len(Run(path).metrics) >= 1
-    assert Run(path).metrics["loss"].notna().all()
-    assert not Run(path).done
+    run = Run(directory_of(config, tmp_path))
+    assert len(run.metrics) >= 1
+    assert run.metrics["loss"].notna().all()
+
+
+def test_a_diverged_run_is_a_finished_one_that_solved_nothing(tmp_path, small):
+    config = small(method="sft", **{"sft.lr": 1e30, "sft.warmup_fraction": 0.0, "evaluation.every": 0})
+    sentences = []
+    for _ in range(2):
+        with pytest.raises(RunDivergedError, match="delete it to train it again") as caught:
+            train(config, tmp_path)
+        sentences.append(str(caught.value))
+    run, sound = Run(directory_of(config, tmp_path)), train(small(method="base"), tmp_path)
+    assert sentences[0] == sentences[1] and str(run.path) in sentences[0]
+    assert run.done and sound.diverged == ""
+    assert run.diverged == run.summary["diverged"] and sentences[0].startswith(run.diverged)
+    assert json.loads((run.path / "DIVERGED.json").read_text())["global_step"] == len(run.metrics)
+    for split in ("test", "ood"):
+        table, like = run.evaluation(split), sound.evaluation(split)
+        assert table["id"].tolist() == like["id"].tolist() and table.columns.tolist() == like.columns.tolist()
+        assert (table["correct"] == 0).all() and (table["greedy"] == 0).all() and table["tokens"].isna().all()
+        assert run.summary["splits"][split]["avg"] == run.summary["splits"][split]["pass"] == 0
+    compared = stats.compare([run, sound]).set_index("method")
+    assert compared.loc["sft", "avg"] == 0 and compared.loc["sft", "delta"] == -compared.loc["base", "avg"]
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("base", "rft", "rft_clip")])

@@ -594,3 +594,53 @@ def test_the_learning_rate_of_a_step_reaches_the_optimizer(base, small, problems
 
 def test_names_of_kinds_cover_all_response_tokens():
     assert set(KIND_NAMES) == set(TokenKind) - {TokenKind.CONTEXT}
+
+
+# ---------------------------------------------------------------- importance weights
+
+
+def test_importance_weights_by_hand(base, small, problems):
+    """Weights 1/2, 1, 3 -> 2, 4 -> 2 and 1/4 on five sampled tokens; A = +1/2 and -1/2, normaliser 2 * 48."""
+    config = small(**{"rollout.rows_per_problem": 2, "rollout.importance_cap": 2.0})
+    rows = [
+        Row(problem=problems[0], row=0, sampled_ids=[5, 1], score=1.0),
+        Row(problem=problems[0], row=1, sampled_ids=[7, 8, 1], score=0.0),
+    ]
+    ratios = [[0.5, 1.0], [3.0, 4.0, 0.25]]
+    model = copy.deepcopy(base)
+    total = torch.zeros((), dtype=torch.float64)
+    for row, ratio, a in zip(rows, ratios, (0.5, -0.5), strict=True):
+        logp = token_stats(model, row, 1.0)[0]
+        row.engine_logp = (logp.detach() - torch.tensor(ratio, dtype=torch.float64).log()).tolist()
+        total = total - (a * torch.tensor([min(r, 2.0) for r in ratio], dtype=torch.float64) * logp).sum() / 96
+    total.backward()
+    result, (gradient,), _ = run(base, config, methods.RFT, rows)
+    same(gradient, torch.cat([p.grad.flatten() for p in model.parameters()]))
+    # The ratio of the update itself is 1, so the loss is the sum of -A w: (-1.5 + 4.25) / 2 / 96.
+    assert result.loss == pytest.approx(2.75 / 2 / 96, rel=1e-6)
+
+
+def test_prefix_tokens_have_no_importance_weight(base, small, problems):
+    config = small(**{"prefix.keep": "all"})
+    rows = rows_for(methods.PREFIX_RFT, problems[:3], config)
+    plain, (whole,), _ = run(base, config, methods.PREFIX_RFT, rows)
+    for row, (logp, _) in zip(rows, [token_stats(base, row, 1.0) for row in rows], strict=True):
+        row.engine_logp = logp.detach()[len(row.prefix_ids) :].tolist()
+    weighted = config.replace(**{"rollout.importance_cap": 2.0})
+    result, (gradient,), _ = run(base, weighted, methods.PREFIX_RFT, rows)
+    same(gradient, whole)
+    assert result.loss == pytest.approx(plain.loss, rel=1e-5)
+    # An engine that was sure of what it sampled: weights of about e^-40, and only the prefixes are left.
+    for row in rows:
+        row.engine_logp = [logp + 40 for logp in row.engine_logp]
+    _, (rest,), _ = run(base, weighted, methods.PREFIX_RFT, rows)
+    assert (result.kinds == TokenKind.PREFIX).any()
+    model = copy.deepcopy(base)
+    values = reference_advantages(rows)
+    only = sum(
+        -a * token_stats(model, row, 1.0)[0][: len(row.prefix_ids)].sum()
+        for row, a in zip(rows, values, strict=True)
+        if row.prefix_ids
+    ) / (len(rows) * config.rollout.max_response_tokens)
+    only.backward()
+    same(rest, torch.cat([p.grad.flatten() for p in model.parameters()]))

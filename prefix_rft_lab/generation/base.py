@@ -25,7 +25,7 @@ class Completion:
     token_ids: list[int]
     """Sampled ids, up to and including the end token if it came."""
     logp: list[float]
-    """Log-probability of each sampled token at the sampling temperature, nats."""
+    """Log-probability of each sampled token at the sampling temperature (greedy: at 1), nats."""
     truncated: bool
     """True if ``max_new_tokens`` ran out before the end token."""
 
@@ -38,4 +38,12 @@ class Engine(Protocol):
     ) -> list[Completion]:
         """One completion a request, in the order given. With ``greedy`` the keys and the temperature play no part
         in the choice of tokens."""
+        ...
+
+    def weights_changed(self) -> None:
+        """Say that the policy was updated since the last rows: the next ones are sampled from what it is then."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds; it generates nothing afterwards."""
         ...

@@ -69,9 +69,10 @@ class RaggedCache(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write one new column of each row, (rows, heads, 1, head_dim), and return all columns up to ``width``."""
         keys, values = self.keys[layer_idx], self.values[layer_idx]
+        # Autocast prefills in another precision than it decodes.
         keys[self.rows, :, self.columns] = key_states[:, :, 0].to(keys.dtype)
         values[self.rows, :, self.columns] = value_states[:, :, 0].to(values.dtype)
-        return self.keys[layer_idx][:, :, : self.width], self.values[layer_idx][:, :, : self.width]
+        return keys[:, :, : self.width], values[:, :, : self.width]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.width
@@ -104,6 +105,7 @@ class TransformersEngine:
         self, requests: Sequence[Request], *, temperature: float = 1.0, greedy: bool = False
     ) -> list[Completion]:
         """See :class:`prefix_rft_lab.generation.base.Engine`."""
+        temperature = 1.0 if greedy else temperature
         completions: list[Completion] = []
         was_training = self.model.training
         self.model.eval()
@@ -120,6 +122,12 @@ class TransformersEngine:
             self.model.train(was_training)
         return completions
 
+    def weights_changed(self) -> None:
+        """Nothing to do: the model itself generates."""
+
+    def close(self) -> None:
+        """Nothing to free: the model is the caller's."""
+
     def _prefill(self, requests: Sequence[Request], cache: RaggedCache) -> torch.Tensor:
         """Fill the cache from the contexts, each distinct one computed once; returns (rows, vocab) next-token logits."""
         device = self.model.device
@@ -134,11 +142,7 @@ class TransformersEngine:
         output = self.model.base_model(input_ids=ids, use_cache=True)
         last = output.last_hidden_state[torch.arange(len(contexts), device=device), lengths - 1]
         index = torch.tensor(row_to_context, device=device)
-        # Under autocast rotated keys come as float32, and attention rounds them anyway: the cache holds them rounded.
-        dtype = self.autocast or self.model.dtype
-        layers = [
-            (layer.keys[index].to(dtype), layer.values[index].to(dtype)) for layer in output.past_key_values.layers
-        ]
+        layers = [(layer.keys[index], layer.values[index]) for layer in output.past_key_values.layers]
         cache.load(layers, lengths[index])
         return self.model.get_output_embeddings()(last)[index]
 

@@ -26,7 +26,8 @@ from prefix_rft_lab.plots.base import (
     save_figure,
     visible,
 )
-from prefix_rft_lab.plots.scores import final_scores, pass_at_k
+from prefix_rft_lab.plots.comparisons import dose_response, forest, score_against_cost
+from prefix_rft_lab.plots.scores import final_scores, pass_at_k, verdicts
 from prefix_rft_lab.plots.tokens import (
     advantage_covariance,
     clip_stability,
@@ -68,11 +69,13 @@ __all__ = [
     "clip_stability",
     "collapse",
     "demonstration_map",
+    "dose_response",
     "entropy_change",
     "entropy_dynamics",
     "entropy_quantiles",
     "environment",
     "final_scores",
+    "forest",
     "forking_tokens",
     "gradient_by_kind",
     "gradient_norm",
@@ -90,8 +93,10 @@ __all__ = [
     "rewards",
     "save_figure",
     "schedule",
+    "score_against_cost",
     "seam",
     "surprise",
+    "verdicts",
     "visible",
 ]
 

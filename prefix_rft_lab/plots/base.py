@@ -298,6 +298,9 @@ def stage_starts(members: Sequence[Run]) -> tuple[tuple[int, str], ...]:
 
 def style_of(run: Run, name: str, label: Label | None, place: int = 0) -> tuple[str, str]:
     """(colour, marker) of a group: fixed for known methods, in turn for the others."""
+    if label is not None and name == run.title and run.method in METHODS:
+        # A label that is a method's own title: the colour that it has elsewhere.
+        label, name = None, run.method
     if label is None and name in METHOD_STYLES:
         return METHOD_STYLES[name]
     if label is None and name in METHODS:

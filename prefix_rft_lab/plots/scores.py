@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,8 +11,10 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from prefix_rft_lab import stats
+from prefix_rft_lab.config import ConfigError
 from prefix_rft_lab.plots.base import (
     COLUMN_LABELS,
+    OKABE_ITO,
     RunFigure,
     escaped,
     finish,
@@ -75,6 +78,71 @@ def final_scores(
     return finish(figure, data, f"{name} of every method: {note}.")
 
 
+VERDICT_STYLES = {
+    "supported": (OKABE_ITO["blue"], "o"),
+    "contradicted": (OKABE_ITO["vermilion"], "X"),
+    "undecided": ("#595959", "s"),
+}
+"""Verdict -> colour and marker."""
+
+
+def verdicts(table: pd.DataFrame) -> RunFigure:
+    """Every judged claim: effect in the claimed direction over the smallest that matters, with its corrected interval.
+
+    Divided by the smallest effect (by the half width of the range, around its middle, where a range was claimed), claims
+    in shares, tokens and nats share an axis. Thick: the plain 95% interval.
+
+    Args:
+        table: of :func:`prefix_rft_lab.claims.verdict_table`.
+
+    Raises:
+        ConfigError: no claim has been judged.
+    """
+    shown = table[(table["verdict"] != "missing") & table["effect"].notna()].reset_index(drop=True)
+    if shown.empty:
+        raise ConfigError("table = no judged claim; train the runs that the missing ones name")
+    note = "1: the smallest effect that matters; thin: interval corrected for all claims, thick: plain 95%"
+    handles = [
+        Line2D([], [], color=colour, marker=marker, ls="", ms=7, mec="white", label=name)
+        for name, (colour, marker) in VERDICT_STYLES.items()
+        if (shown["verdict"] == name).any()
+    ]
+    figure, grid = new_figure(
+        9.5, 0.34 * len(shown) + 0.9, title="Claims and what the runs say", note=note, legends=[handles]
+    )
+    axes = grid[0, 0]
+    ranged = shown["lowest"].notna()
+    centre = ((shown["lowest"] + shown["highest"]) / 2).where(ranged, 0.0)
+    scale = ((shown["highest"] - shown["lowest"]) / 2).where(ranged, shown["smallest"])
+    data = shown[["id", "claim", "verdict", "effect", "low", "high", "alone_low", "alone_high"]].copy()
+    for column in ("effect", "low", "high", "alone_low", "alone_high"):
+        data[f"scaled_{column}"] = (shown[column] - centre) / scale
+    # A claim of no loss ends at -1; one of a range lies within -1 and 1.
+    edges = [
+        (-1.0, 1.0) if inside else (-1.0,) if test == "no_worse" else (1.0,)
+        for inside, test in zip(ranged, shown["test"], strict=True)
+    ]
+    axes.axvline(0, color="#595959", lw=0.8)
+    for place, row in enumerate(data.to_dict("records")):
+        colour, marker = VERDICT_STYLES[str(row["verdict"])]
+        for edge in edges[place]:
+            axes.plot([edge, edge], [place - 0.42, place + 0.42], color="black", lw=1.4)
+        axes.plot([row["scaled_low"], row["scaled_high"]], [place, place], color=colour, lw=1.2)
+        axes.plot([row["scaled_alone_low"], row["scaled_alone_high"]], [place, place], color=colour, lw=3.2, alpha=0.55)
+        axes.plot([row["scaled_effect"]], [place], ls="", marker=marker, ms=7, color=colour, mec="white", mew=0.8)
+    # Far beyond the smallest effect, how far says little.
+    axes.set_xscale("symlog", linthresh=2, linscale=1.5)
+    axes.xaxis.set_major_formatter("{x:g}")
+    # Claims differ at their end, so they are wrapped and not cut.
+    names = ["\n".join(textwrap.wrap(text, 58, break_on_hyphens=False)) for text in shown["claim"]]
+    axes.set_yticks(range(len(shown)), names, parse_math=False, fontsize=8)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_xlabel("effect as claimed / smallest effect that matters")
+    axes.grid(axis="y", visible=False)
+    counts = ", ".join(f"{int((shown['verdict'] == name).sum())} {name}" for name in VERDICT_STYLES)
+    return finish(figure, data, f"Claims: {counts}; {note}. The black bar is what a claim has to pass.")
+
+
 def pass_at_k(runs: Sequence[Run], split: str = "test", *, label: Label | None = None) -> RunFigure:
     """Unbiased pass@k for k = 1 to the number of samples, with 95% bands."""
     groups = stats.group(runs, label)
@@ -82,20 +150,23 @@ def pass_at_k(runs: Sequence[Run], split: str = "test", *, label: Label | None =
     scores = stats.scores(groups, split)
     problems = next(iter(scores.values())).problems
     seeds = pd.DataFrame({"seeds": [len(members) for members in groups.values()], "method": list(groups)})
-    note = f"{split} split, {problems} problems, {seed_counts(seeds)}; bands: 95% bootstrap over seeds and problems"
+    # A table of many samples (evaluation_run.sample_all) names no split of its own.
+    where = next(iter(groups.values()))[0].evaluation(split)["split"].iloc[0]
+    note = f"{where} split, {problems} problems, {seed_counts(seeds)}; bands: 95% bootstrap over seeds and problems"
     handles = []
     for place, (name, members) in enumerate(groups.items()):
         colour, marker = style_of(members[0], name, label, place)
         handles.append(
             Line2D([], [], color=colour, marker=marker, ms=5, lw=1.8, label=escaped(stats.title(name, members)))
         )
-    figure, grid = new_figure(7.5, 3.4, title=f"pass@k on {split}", note=note, legends=[handles])
+    figure, grid = new_figure(7.5, 3.4, title=f"pass@k on {where}", note=note, legends=[handles])
     axes = grid[0, 0]
     for place, (name, members) in enumerate(groups.items()):
         colour, marker = style_of(members[0], name, label, place)
         part = table[table["method"] == name]
         axes.fill_between(part["k"], part["low"], part["high"], color=colour, alpha=0.13, lw=0)
-        axes.plot(part["k"], part["mean"], color=colour, lw=1.8, marker=marker, ms=4.5)
+        doubled = [place for place, k in enumerate(part["k"]) if int(k).bit_count() == 1]
+        axes.plot(part["k"], part["mean"], color=colour, lw=1.8, marker=marker, ms=4.5, markevery=doubled)
     most = int(table["k"].max())
     if most > 2:
         axes.set_xscale("log", base=2)
