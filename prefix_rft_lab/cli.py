@@ -220,7 +220,11 @@ def _examples(*lines: str) -> str:
 
 def _add_train(sub: argparse.ArgumentParser) -> None:
     base = sub.add_mutually_exclusive_group()
-    base.add_argument("--preset", default="tiny", help="where the config starts: tiny or smol (default %(default)s)")
+    base.add_argument(
+        "--preset",
+        default="tiny",
+        help="where the config starts: tiny, smol, paper-1.5b, paper-7b or llama-8b (default %(default)s)",
+    )
     base.add_argument("--config", metavar="FILE", help="a YAML or JSON config to start from instead of a preset")
     sub.add_argument(
         "--method",
@@ -261,7 +265,7 @@ def _add_sweep(sub: argparse.ArgumentParser) -> None:
 def _add_evaluate(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", required=True, metavar="MODEL", help="tiny, a directory, a Hub name, or a finished run")
     sub.add_argument(
-        "--preset", help="config for lengths and instruction: tiny or smol (default tiny; a run has its own)"
+        "--preset", help="config for lengths, template and instruction, as in train (default tiny; a run has its own)"
     )
     sub.add_argument(
         "--problems", metavar="FILE", help="JSONL, parquet or CSV file, Hub name, or chains (default: the config's)"

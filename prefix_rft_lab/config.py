@@ -532,7 +532,116 @@ def _smol() -> dict[str, Any]:
     }
 
 
-PRESETS = {"tiny": _tiny, "smol": _smol}
+def _paper() -> dict[str, Any]:
+    """What the presets of the paper's models share.
+
+    Sources, value by value: *paper*, the text of arXiv 2507.01679; *code*, what was published with it, defaults of its
+    trainer included; *LUFFY*, the appendix and code of arXiv 2504.14945, whose data and setting the paper takes over.
+    *kit* marks what none of them says.
+    """
+    return {
+        "model": {
+            "dtype": "bfloat16",  # code: weights and AdamW in float32, arithmetic in bfloat16
+            "system_prompt": "luffy",  # LUFFY: the format of thought and solution; the wording is the kit's
+        },
+        "data": {
+            "problems": "Elliott/Openr1-Math-46k-8192",  # paper, LUFFY: OpenR1-Math, R1's demonstration within 8192 tokens
+            "train_problems": 46_000,  # paper: all of them (what is held out for validation is less)
+            "eval_problems": 256,  # kit; the paper's figures are of benchmarks: evaluate --benchmark paper
+        },
+        "rollout": {
+            "problems_per_step": 128,  # paper
+            "rows_per_problem": 8,  # paper: N
+            "hybrid_rows": 1,  # paper: one of the N
+            "max_prompt_tokens": 1024,  # LUFFY: longest prompt of its runs
+            "max_response_tokens": 8192,  # paper
+            "temperature": 1.0,  # paper
+            "max_batch_rows": 64,  # kit: bounds the key-value cache
+        },
+        "prefix": {
+            "schedule": "cosine",  # paper
+            "high": 0.95,  # paper
+            "low": 0.05,  # paper
+            "decay_steps": 500,  # paper
+            "keep": "top",  # paper
+            "keep_fraction": 0.2,  # paper
+            "scope": "update",  # paper's text; the code ranks within a micro-batch
+        },
+        "loss": {
+            "advantage": "dr_grpo",  # paper's text; the code has dr_grpo_prefix
+            "clip_low": 0.2,  # code
+            "clip_high": 0.2,  # code
+            "dual_clip": 3.0,  # code
+            "entropy_bonus": 0.0,  # kit; the code's default is 0.001
+            "updates_per_rollout": 1,  # kit: one update a rollout, as the method's description has it
+        },
+        "rl": {
+            "steps": 500,  # LUFFY; as long as the decay
+            "lr": 1e-6,  # paper
+            "decay": "constant",  # paper
+            "weight_decay": 0.01,  # code
+            "betas": [0.9, 0.999],  # code: the default of AdamW
+            "grad_clip": 1.0,  # code
+        },
+        "sft": {
+            "steps": 1078,  # LUFFY: three epochs, here of 46,000 demonstrations in batches of 128
+            "lr": 5e-5,  # paper
+            "warmup_fraction": 0.1,  # paper
+            "decay": "cosine",  # paper
+            "weight_decay": 0.01,  # code, of RL
+            "grad_clip": 1.0,  # code, of RL
+            "batch_rows": 128,  # kit: as many demonstrations as RL has problems
+        },
+        "evaluation": {
+            "every": 50,  # kit, as all of this section; the paper's figures are of benchmarks
+            "k": 4,  # kit
+            "problems": 64,  # kit
+            "hard_tries": 8,  # kit
+            "final_splits": ["test"],  # kit
+        },
+        "records": {
+            "checkpoint_every": 50,  # kit
+            "keep_checkpoints": 1,  # kit: a checkpoint is as large as the training state
+        },
+        "micro_batch_tokens": 9216,  # kit: one longest row; changes memory, not the result
+        "threads": 8,  # kit
+    }
+
+
+def _qwen_math(size: str) -> dict[str, Any]:
+    values = _paper()
+    values["model"] |= {
+        "path": f"Qwen/Qwen2.5-Math-{size}",  # paper
+        "template": "qwen2.5-math",  # LUFFY: the model's own chat format, under its own system prompt
+        "context_tokens": 16_384,  # LUFFY: the model reads 4096 as it comes
+        "rope_theta": 40_000,  # LUFFY: 10,000 as it comes
+    }
+    return values | {"name": f"paper-{size.lower()}"}
+
+
+def _paper_15b() -> dict[str, Any]:
+    """Qwen2.5-Math-1.5B as in the paper."""
+    return _qwen_math("1.5B")
+
+
+def _paper_7b() -> dict[str, Any]:
+    """Qwen2.5-Math-7B as in the paper."""
+    return _qwen_math("7B")
+
+
+def _llama_8b() -> dict[str, Any]:
+    """Llama-3.1-8B as in the paper."""
+    values = _paper()
+    values["model"] |= {
+        "system_prompt": None,  # LUFFY: none that asks for a thought
+        "path": "meta-llama/Llama-3.1-8B",  # paper
+        "template": "none",  # LUFFY: a simplified prompt that asks for no thought in tags; plain text is the kit's
+        "instruction": "\nThink step by step, then give the final answer in \\boxed{}.",  # kit
+    }
+    return values | {"name": "llama-8b"}
+
+
+PRESETS = {"tiny": _tiny, "smol": _smol, "paper-1.5b": _paper_15b, "paper-7b": _paper_7b, "llama-8b": _llama_8b}
 """Name -> function that gives the preset's departures from the defaults."""
 
 

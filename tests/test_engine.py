@@ -271,3 +271,15 @@ def test_no_global_generator_is_touched(models):
 
 def test_nothing_to_do(models):
     assert TransformersEngine(models["qwen2"][0], eos_id=EOS).generate([]) == []
+
+
+def test_half_precision_keeps_the_cache_in_it(models):
+    """Rotated keys and the biased values of a Qwen2 come out of autocast in different precisions."""
+    for model, eos, contexts in models.values():
+        engine = TransformersEngine(model, eos_id=eos, autocast=torch.bfloat16)
+        for context, found in zip(contexts, engine.generate(requests_of(contexts), greedy=True), strict=True):
+            ids = torch.tensor([context + found.token_ids])
+            with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+                logits = model(ids).logits[0, len(context) - 1 : -1]
+            logp = logits.float().log_softmax(-1).gather(-1, ids[0, len(context) :, None])[:, 0]
+            assert (logp - torch.tensor(found.logp)).abs().mean() < 0.05

@@ -57,9 +57,11 @@ def small(family: str) -> PreTrainedTokenizerFast:
     )
 
 
-def save_model(folder: Path, family: str, *, context: int = 512, extra_rows: int = 37, **changes) -> Path:
+def save_model(
+    folder: Path, family: str, *, tokens_of: str = "", context: int = 512, extra_rows: int = 37, **changes
+) -> Path:
     """A randomly initialised model of two layers with its tokenizer, its embeddings padded beyond the vocabulary."""
-    tokenizer = small(family)
+    tokenizer = small(tokens_of or family)
     common = {
         "vocab_size": len(tokenizer) + extra_rows,
         "hidden_size": 64,
