@@ -124,9 +124,10 @@ def test_claim_of_notebook_3_at_smoke_size(main_runs):
     read = [run.tokens[(run.tokens["row"] == FOLLOWED) & (run.tokens["step"] == 0)] for run in trained]
     for table in read[1:]:
         assert table["entropy"].to_numpy() == pytest.approx(read[0]["entropy"].to_numpy(), abs=1e-5)
-    # And what an update does to their entropies is what its covariance says.
-    for run in trained:
-        change = entropy_analysis.recorded_change(run.tokens)
+    # And what an update does to their entropies is what its covariance says, as long as its step is small: SFT's learning
+    # rate is ten times theirs.
+    for method in ("rft", "prefix_rft"):
+        change = entropy_analysis.recorded_change(runs[method].tokens)
         large = change[change["observed"].abs() > 1e-3]
         assert len(large) > 20
         assert ((large["predicted"] > 0) == (large["observed"] > 0)).mean() > 0.9
