@@ -34,9 +34,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from prefix_rft_lab.config import ConfigError, validation_sentence
+from prefix_rft_lab.config import ConfigError, Section, validation_sentence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,12 +56,8 @@ _SIDE = r"^[\w.-]+ / \S.*$"
 Outcome = Literal["supported", "contradicted", "undecided", "missing"]
 
 
-class Claim(BaseModel):
+class Claim(Section):
     """A sentence of a paper and how it is tested."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
-    )
 
     id: str = Field(pattern=r"^[a-z0-9_]+$")
     """Short name, unique in its file."""

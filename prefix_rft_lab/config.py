@@ -24,7 +24,9 @@ class ConfigError(ValueError):
     """A value that cannot be used; the message names the field, the value and the remedy."""
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A frozen part of a file, in which unknown keys and numbers that are none are refused."""
+
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
@@ -33,7 +35,7 @@ class _Section(BaseModel):
 ScheduleKind = Literal["cosine", "linear", "constant", "uniform"]
 
 
-class PrefixConfig(_Section):
+class PrefixConfig(Section):
     """How long prefixes are, and which of their tokens are trained (Prefix-RFT, arXiv 2507.01679)."""
 
     schedule: ScheduleKind = "cosine"
@@ -81,7 +83,7 @@ class PrefixConfig(_Section):
         return self
 
 
-class RolloutConfig(_Section):
+class RolloutConfig(Section):
     """How many rows are generated, and how."""
 
     problems_per_step: int = Field(24, ge=1)
@@ -124,7 +126,7 @@ class RolloutConfig(_Section):
         return self
 
 
-class VllmConfig(_Section):
+class VllmConfig(Section):
     """The vLLM engine (``rollout.engine = vllm``)."""
 
     cache_gib: float = Field(1.0, gt=0)
@@ -137,7 +139,7 @@ class VllmConfig(_Section):
     """Whether the engine gives its memory back between rollouts (GPU only)."""
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     """The policy-gradient loss (sections 1.6-1.8 of the method; Dr.GRPO, PPO)."""
 
     advantage: Literal["dr_grpo", "dr_grpo_prefix", "dr_grpo_prefix_v2", "grpo", "grpo_prefix", "plain_baseline"] = (
@@ -162,14 +164,14 @@ class LossConfig(_Section):
     log-probabilities are the current ones and need no extra forward pass."""
 
 
-class DemonstrationLossConfig(_Section):
+class DemonstrationLossConfig(Section):
     """RL with SFT loss: policy gradients on sampled rows, NLL on one demonstration of every problem."""
 
     weight: float = Field(1.0, ge=0)
     """Weight of the token-mean NLL of the demonstrations."""
 
 
-class LuffyConfig(_Section):
+class LuffyConfig(Section):
     """LUFFY (arXiv 2504.14945): the demonstration is one more row of the group."""
 
     shape: Literal["luffy", "none"] = "luffy"
@@ -178,7 +180,7 @@ class LuffyConfig(_Section):
     """Constant of the policy shaping."""
 
 
-class ReliftConfig(_Section):
+class ReliftConfig(Section):
     """ReLIFT (arXiv 2506.07527): RFT, interleaved with SFT on problems that no rollout solved."""
 
     batch_problems: int | None = Field(None, ge=1)
@@ -189,7 +191,7 @@ class ReliftConfig(_Section):
     """Weight of the mean entropy (nats) of the demonstration tokens, subtracted from their NLL."""
 
 
-class UftConfig(_Section):
+class UftConfig(Section):
     """UFT (arXiv 2505.16984): all rows of a problem continue one hint, the first steps of a demonstration."""
 
     hint_steps: int | None = Field(None, ge=0)
@@ -210,7 +212,7 @@ class UftConfig(_Section):
         return self
 
 
-class OptimConfig(_Section):
+class OptimConfig(Section):
     """AdamW and the length of one stage."""
 
     steps: int = Field(ge=0)
@@ -231,7 +233,7 @@ class OptimConfig(_Section):
     """Demonstrations in one step of a supervised stage; RL stages take rollout.problems_per_step instead."""
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where the problems and the demonstrations come from."""
 
     problems: str = "chains"
@@ -264,7 +266,7 @@ class DataConfig(_Section):
     """Seed of the choice of demonstrations; separate from the run's seed, so that seeds share their data."""
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The policy that training starts from."""
 
     path: str = "tiny"
@@ -286,7 +288,7 @@ class ModelConfig(_Section):
     """Base of the rotary embedding, where it is not the model's own: a larger one stretches the context."""
 
 
-class EvalConfig(_Section):
+class EvalConfig(Section):
     """Evaluation during and after training."""
 
     every: int = Field(50, ge=0)
@@ -303,7 +305,7 @@ class EvalConfig(_Section):
     """Splits evaluated once, after the last step, as far as the source has them."""
 
 
-class RecordConfig(_Section):
+class RecordConfig(Section):
     """What a run writes."""
 
     checkpoint_every: int = Field(50, ge=0)
@@ -327,7 +329,7 @@ class RecordConfig(_Section):
     """Whether the final weights are written in Hugging Face format."""
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One run: a method, on problems, from a policy, with a seed."""
 
     name: str = "run"

@@ -35,13 +35,14 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from prefix_rft_lab import methods
 from prefix_rft_lab.config import (
     PRESETS,
     ConfigError,
     RunConfig,
+    Section,
     flatten,
     preset,
     read_mapping,
@@ -57,7 +58,6 @@ FOLDER = Path(__file__).parent / "assets" / "sweeps"
 TUNED = Path(__file__).parent / "assets" / "tuned.json"
 """Fields that the kit's tuning sweep chose, by method."""
 
-
 METRICS = ("avg", "pass", "greedy", "tokens")
 """Columns of the summary for each split: three shares of 1, and the mean response length in tokens."""
 
@@ -67,22 +67,16 @@ _CHOSEN = ("name", "seed")
 _OWN_FOLDERS = ("logs", "sweeps")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
-    )
-
-
-class SweepProfile(_Part):
+class SweepProfile(Section):
     """How much of a sweep is run."""
 
     seeds: tuple[int, ...] | None = Field(None, min_length=1)
     """Seeds in place of the sweep's."""
     arms: tuple[str, ...] | None = Field(None, min_length=1)
     """Arms that are run; all if not given."""
-    grid: dict[str, tuple[Any, ...]] = {}
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Values in place of the grid's, by field."""
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default_factory=dict)
     """Dotted fields on top of the sweep's ``set``."""
 
     @model_validator(mode="after")
@@ -94,7 +88,7 @@ class SweepProfile(_Part):
         return self
 
 
-class Sweep(_Part):
+class Sweep(Section):
     """A file of runs."""
 
     name: str = Field(max_length=64, pattern=r"^\w[\w.-]*$")
@@ -108,19 +102,19 @@ class Sweep(_Part):
     runs. The sweep's name if not given."""
     tuned: bool = False
     """Whether every method gets the fields that the kit's tuning chose for it; ``set`` and the arms go over them."""
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default_factory=dict)
     """Dotted fields and values of every run."""
     arms: dict[str, dict[str, Any]] = Field(default={"": {}}, min_length=1)
     """Name -> dotted fields and values: what is compared."""
-    grid: dict[str, tuple[Any, ...]] = {}
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Dotted field -> values; every combination is run, for every arm."""
-    experts: dict[str, dict[str, Any]] = {}
+    experts: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Name -> dotted fields of a run (seed 0) that is trained first; ``data.expert: run:<name>`` in an arm has its policy
     write the demonstrations."""
     seeds: tuple[int, ...] | None = Field(None, min_length=1)
     """Seeds of every combination; if not given, those of the profile, and 0 without one. The method ``base`` is not
     trained and takes the first only."""
-    profiles: dict[str, SweepProfile] = {}
+    profiles: dict[str, SweepProfile] = Field(default_factory=dict)
     """Name of a profile -> what it changes."""
 
     @model_validator(mode="after")
