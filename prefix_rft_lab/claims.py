@@ -422,15 +422,11 @@ def _reading(run: Run, column: str, at: str | None) -> float:
     return float(values[:tenth].mean() - values[-tenth:].mean())
 
 
-def _diverged(run: Run) -> bool:
-    return bool(getattr(run, "diverged", ""))
-
-
 def _cautions(runs: Sequence[Run]) -> list[str]:
     import json
 
     out = []
-    diverged = sum(_diverged(run) for run in runs)
+    diverged = sum(bool(run.diverged) for run in runs)
     if diverged:
         out.append(f"{diverged} of {len(runs)} runs diverged and count with what they scored.")
     environments = [run.path / "env.json" for run in runs]

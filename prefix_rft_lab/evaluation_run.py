@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -282,10 +281,8 @@ ANSWER = "prefix_rft_lab: "
 
 def _worker(threads: int) -> subprocess.Popen[str]:
     """A process that samples a run for each line it is asked by; it ends with its input, so that none is left behind."""
-    from prefix_rft_lab.pool import THREAD_VARIABLES
+    from prefix_rft_lab.pool import worker_environment
 
-    path = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONPATH": os.pathsep.join(path)}
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "prefix_rft_lab.evaluation_run"],
         stdin=subprocess.PIPE,
@@ -293,7 +290,7 @@ def _worker(threads: int) -> subprocess.Popen[str]:
         stderr=subprocess.DEVNULL,
         text=True,
         encoding="utf-8",
-        env={**os.environ, **environment, "TOKENIZERS_PARALLELISM": "false"},
+        env=worker_environment(threads),
     )
 
 

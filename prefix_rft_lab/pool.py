@@ -258,6 +258,13 @@ class _Job:
         )
 
 
+def worker_environment(threads: int) -> dict[str, str]:
+    """The environment of a worker process: this copy of the kit, and so many CPU threads."""
+    path = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    pinned = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    return {**os.environ, **pinned, "PYTHONPATH": os.pathsep.join(path), "TOKENIZERS_PARALLELISM": "false"}
+
+
 class _Worker:
     """One worker process; its answers go to a queue that all workers share, None for the end of its output."""
 
@@ -267,9 +274,6 @@ class _Worker:
         self.ready = False
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
-        root = str(Path(__file__).resolve().parents[1])
-        path = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        pinned = dict.fromkeys(THREAD_VARIABLES, str(threads))
         with log.open("ab") as sink:
             # -P: a file of the caller's folder must not shadow a module. A session of its own: Ctrl-C reaches only the
             # caller, which ends the worker together with the worker's children.
@@ -280,7 +284,7 @@ class _Worker:
                 stderr=sink,
                 text=True,
                 encoding="utf-8",
-                env={**os.environ, **pinned, "PYTHONPATH": os.pathsep.join(path), "TOKENIZERS_PARALLELISM": "false"},
+                env=worker_environment(threads),
                 start_new_session=True,
             )
         threading.Thread(target=self._listen, args=(answers,), daemon=True).start()

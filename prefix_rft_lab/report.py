@@ -360,7 +360,7 @@ def _arms(
         short = len(plan.runs) - len(finished)
         if short:
             remarks.append(f"Sweep {name!r}: {short} of {len(plan.runs)} runs are not finished.")
-        diverged = sum(bool(getattr(run, "diverged", "")) for run in finished)
+        diverged = sum(bool(run.diverged) for run in finished)
         if diverged:
             remarks.append(
                 f"Sweep {name!r}: {diverged} of {len(finished)} runs diverged and count with what they scored."

@@ -334,9 +334,9 @@ def compare(
     """One row a method (or label): what it scored on a split, with 95% intervals, and its difference to the base.
 
     Returns:
-        method, title, seeds (number of runs), diverged (how many of them did; they count with what they scored), problems, k; ``mean``, ``low``, ``high`` of the chosen metric; the same
-        as ``avg``, ``avg_low``, ``avg_high`` and so on for avg@k, pass@k and greedy pass@1 (shares of 1, NaN where
-        not measured); ``tokens`` (mean response length); ``delta``, ``delta_low``, ``delta_high`` (metric minus that
+        method, title, seeds (number of runs), diverged (how many of them did; they count with what they scored), problems,
+        k; ``mean``, ``low``, ``high`` of the chosen metric; the same as ``avg``, ``avg_low``, ``avg_high`` and so on for
+        avg@k, pass@k and greedy pass@1 (shares of 1, NaN where not measured); ``tokens`` (mean response length); ``delta``, ``delta_low``, ``delta_high`` (metric minus that
         of the base policy, paired over problems; NaN without runs of ``base``); ``resampled`` (what the intervals
         speak of: ``seeds and problems``, or ``problems`` where there is one seed).
 
@@ -355,7 +355,7 @@ def compare(
             "method": name,
             "title": title(name, members),
             "seeds": len(members),
-            "diverged": sum(bool(getattr(run, "diverged", "")) for run in members),
+            "diverged": sum(bool(run.diverged) for run in members),
             "problems": own.problems,
             "k": own.k,
         }

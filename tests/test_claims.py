@@ -260,12 +260,12 @@ def test_estimate_at_the_edges():
 # ---------------------------------------------------------------------- divergence, pictures, the command
 
 
-def test_a_diverged_run_counts_with_what_it_scored(tmp_path, monkeypatch):
+def test_a_diverged_run_counts_with_what_it_scored(tmp_path):
     runs = runs_of(tmp_path, "prefix_rft", "rft")
     path = runs[0].path / "evaluation" / "test.parquet"
     table = runs[0].evaluation("test").assign(correct=0, greedy=0.0, tokens=float("nan"))
     table.to_parquet(path)
-    monkeypatch.setattr(claims, "_diverged", lambda run: run.path == runs[0].path)
+    (runs[0].path / "DIVERGED.json").write_text(json.dumps({"sentence": "loss = nan at step 3", "global_step": 3}))
     results = {"methods": (sweep_of("prefix_rft", "rft"), runs)}
     (verdict,) = claims.judge([claim()], results)
     others = np.array(COUNTS["prefix_rft"][1:]) / 4
@@ -274,6 +274,7 @@ def test_a_diverged_run_counts_with_what_it_scored(tmp_path, monkeypatch):
     (lengths,) = claims.judge([claim(measure="tokens", smallest=1.0)], results)
     assert lengths.seeds == "2 v 3" and "2 of 3 runs of Prefix-RFT have a value of 'tokens'" in lengths.sentence
     row = stats.compare(runs).set_index("method").loc["prefix_rft"]
+    assert row["diverged"] == 1
     assert row["seeds"] == 3 and row["tokens"] == pytest.approx(10 + np.mean(COUNTS["prefix_rft"][1:]))
 
 
