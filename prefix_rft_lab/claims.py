@@ -33,10 +33,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from prefix_rft_lab.config import ConfigError, Section, validation_sentence
+from prefix_rft_lab.config import ConfigError, Section, read_yaml, validation_sentence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,15 +125,8 @@ def load(path: str | Path | None = None) -> list[Claim]:
     Raises:
         ConfigError: no such file, or a claim that cannot be used; the sentence names the claim, the field and the remedy.
     """
-    path = FILE if path is None else Path(path)
-    if not path.is_file():
-        raise ConfigError(f"claims = {str(path)!r} is not a file; give the path of a YAML file")
-    try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"claims = {str(path)!r} is not valid YAML ({str(error).splitlines()[0]}); correct it"
-        ) from None
+    path = FILE if path is None else path
+    entries = read_yaml(path, "claims")
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigError(f"claims = {str(path)!r} holds no list of claims; write '- id: ...' and so on")
     claims: list[Claim] = []

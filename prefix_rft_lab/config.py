@@ -429,21 +429,30 @@ def _with_changes(model: type[BaseModel], values: dict[str, Any], changes: Mappi
 
 
 def read_mapping(path: str | Path, what: str) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file; ``what`` names the file's part in sentences, e.g. ``config``.
+    """The mapping in a YAML or JSON file, as :func:`read_yaml` reads it.
 
     Raises:
-        ConfigError: no such file, not YAML, no mapping, or a key that stands twice in one mapping.
+        ConfigError: as there, or no mapping.
+    """
+    values = read_yaml(path, what)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{what} = {str(path)!r} holds no mapping; write 'field: value' lines")
+    return values
+
+
+def read_yaml(path: str | Path, what: str) -> Any:
+    """What a YAML or JSON file holds; ``what`` names the file's part in sentences, e.g. ``config``.
+
+    Raises:
+        ConfigError: no such file, not YAML, or a key that stands twice in one mapping.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{what} = {str(path)!r} is not a file; give the path of a YAML or JSON {what}")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"{what} = {str(path)!r} is not valid YAML ({_first_words(error)}); correct it") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{what} = {str(path)!r} holds no mapping; write 'field: value' lines")
-    return values
 
 
 class _UniqueKeys(yaml.SafeLoader):

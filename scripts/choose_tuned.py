@@ -3,8 +3,8 @@
     prefix-rft sweep tuning --profile full --out runs
     python scripts/choose_tuned.py runs
 
-writes prefix_rft_lab/assets/tuned.json: what was chosen, and everything that was tried. A run that did not finish
-(it diverged) counts as 0.
+writes prefix_rft_lab/assets/tuned.json: what was chosen, and everything that was tried. A run that diverged
+counts as 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 from prefix_rft_lab import sweeps
-from prefix_rft_lab.runs import Run, directory_of
 
 VARIANTS = {"rft_clip": "rft", "dr_po": "prefix_rft"}
 """Methods that are another with one part changed, and take over what was chosen for that."""
@@ -23,21 +22,23 @@ VARIANTS = {"rft_clip": "rft", "dr_po": "prefix_rft"}
 
 def tried(plan: sweeps.Plan, out: Path) -> list[dict]:
     """One entry an arm: its fields, and what each seed scored on the validation split (avg@k)."""
-    arms: dict[str, dict] = {}
-    for planned in plan.runs:
-        path = directory_of(planned.config, out)
-        if not (path / "config.json").is_file():
-            sys.exit(f"{path} is missing; run: prefix-rft sweep tuning --profile {plan.profile} --out {out}")
-        run = Run(path)
-        departures = dict(plan.sweep.arms[planned.arm])
-        entry = arms.setdefault(
-            planned.arm, {"method": departures.pop("method"), "fields": departures, "seeds": [], "scores": []}
+    if any(sweeps.state(config, out).name not in ("finished", "diverged") for config in plan.configs):
+        sys.exit(f"some runs are not finished; run: prefix-rft sweep tuning --profile {plan.profile} --out {out}")
+    table = sweeps.summary(plan, out).fillna({"validation_avg": 0.0})
+    entries = []
+    for arm, rows in table.groupby("arm", sort=False):
+        departures = dict(plan.sweep.arms[arm])
+        scores = [float(score) for score in rows["validation_avg"]]
+        entries.append(
+            {
+                "method": departures.pop("method"),
+                "fields": departures,
+                "seeds": [int(seed) for seed in rows["seed"]],
+                "scores": scores,
+                "avg": sum(scores) / len(scores),
+            }
         )
-        entry["seeds"].append(run.seed)
-        entry["scores"].append(float(run.evaluations["avg"].iloc[-1]) if run.done else 0.0)
-    for entry in arms.values():
-        entry["avg"] = sum(entry["scores"]) / len(entry["scores"])
-    return list(arms.values())
+    return entries
 
 
 def main() -> None:
