@@ -3,7 +3,8 @@
     make reproduce PROFILE=full
     python scripts/publish_results.py reproduction/full
 
-Pictures are stored with 256 colours, which a chart does not miss and which makes them a third as large.
+The report is taken as Markdown, which a repository shows; the same as one HTML page, 2 MB of embedded pictures, stays with
+the reproduction. Pictures are stored with 256 colours, which a chart does not miss and which makes them a third as large.
 Runs themselves (weights, token tables) stay where they are; the report and the summary name their configs and sources.
 """
 
@@ -13,7 +14,6 @@ import argparse
 import base64
 import io
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -21,9 +21,8 @@ from pathlib import Path
 
 from PIL import Image
 
-EMBEDDED = re.compile(r"(data:image/png;base64,)([A-Za-z0-9+/=]+)")
 ROOT = Path(__file__).resolve().parent.parent
-KEPT = ("report.html", "report.md", "summary.json", "figures/*.png", "notebooks/*.ipynb")
+KEPT = ("report.md", "summary.json", "figures/*.png", "notebooks/*.ipynb")
 
 
 def smaller(png: bytes) -> bytes:
@@ -50,9 +49,6 @@ def copied(path: Path) -> bytes:
                 if png:
                     output["data"]["image/png"] = encoded_smaller(png)
         return (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()
-    if path.suffix == ".html":
-        page = path.read_text(encoding="utf-8")
-        return EMBEDDED.sub(lambda match: match[1] + encoded_smaller(match[2]), page).encode()
     return path.read_bytes()
 
 
