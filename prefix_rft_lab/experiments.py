@@ -11,7 +11,7 @@ from typing import Any
 
 from prefix_rft_lab.config import ConfigError
 
-SWEEPS = ("main", "demo_quality", "demonstration_fraction", "problem_fraction", "components", "methods")
+SWEEPS = ("main", "demo_quality", "demonstration_fraction", "problem_fraction", "components", "methods", "budget")
 """The sweeps that answer a question; the kit's others only serve them."""
 
 

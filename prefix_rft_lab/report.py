@@ -127,6 +127,8 @@ def write_report(
             verdicts[split] = [f"Nothing to compare: {error}."]
 
     judged = claims.verdict_table(sweeps) if sweeps else pd.DataFrame()
+    if len(judged):  # what is known first
+        judged = judged.sort_values("verdict", key=lambda v: v == "missing", kind="stable", ignore_index=True)
     arms, arm_tables, arm_remarks = _arms(sweeps)
     remarks += arm_remarks
     first, more = _sweep_drawings(judged, sweeps, arms)
