@@ -29,7 +29,26 @@ def table(summary: dict) -> str:
         cells.append(f"{other['mean']:.3f} [{other['low']:.3f}, {other['high']:.3f}]")
         lines.append(f"| {row['title']} | {row['seeds']} | " + " | ".join(cells) + " |")
     lines += ["", *(f"- {sentence}" for sentence in summary["verdicts"]["test"][:5])]
+    lines += budget(summary["sweeps"].get("budget", []))
     return "\n".join([*lines, *claims(summary.get("claims", []))])
+
+
+def budget(arms: list[dict]) -> list[str]:
+    """Markdown table of the methods with more steps; nothing for a summary without them."""
+    if not arms:
+        return []
+    scores: dict[str, dict[str, str]] = {}
+    for row in arms:
+        times, _, method = row["method"].partition(" · ")
+        shown = f"{row['avg']:.3f} [{row['avg_low']:.3f}, {row['avg_high']:.3f}]"
+        scores.setdefault(method, {})[times] = f"{shown}, {row['seeds']} seeds"
+    columns = list(dict.fromkeys(times for by_times in scores.values() for times in by_times))
+    return [
+        "",
+        f"| steps, times those above | {' | '.join(columns)} |",
+        "|---|" + "---|" * len(columns),
+        *(f"| `{method}`, test avg@8 | {' | '.join(by.get(c, '') for c in columns)} |" for method, by in scores.items()),
+    ]
 
 
 def claims(judged: list[dict]) -> list[str]:
@@ -38,7 +57,14 @@ def claims(judged: list[dict]) -> list[str]:
         return []
     every, judged = judged, [row for row in judged if row["verdict"] != "missing"]
     missing = len(every) - len(judged)
+    counts = ", ".join(
+        f"{count} {verdict}"
+        for verdict in ("supported", "contradicted", "undecided")
+        if (count := sum(row["verdict"] == verdict for row in judged))
+    )
     return [
+        "",
+        f"<details><summary>The paper's claims, put to these runs: {counts}</summary>",
         "",
         "| claim | paper | here | verdict (alone) |",
         "|---|---|---|---|",
@@ -49,6 +75,8 @@ def claims(judged: list[dict]) -> list[str]:
         "",
         f"Here: effect in the claimed direction, its interval widened for all {len(every)} claims; alone: by the plain 95% "
         f"interval.{f' {missing} claims wait for their runs.' if missing else ''}",
+        "",
+        "</details>",
     ]
 
 
