@@ -177,14 +177,16 @@ def evaluate_benchmarks(
     return found
 
 
-MANY = "many"
-"""Name of the table of a run whose policy was sampled many times: ``run.evaluation(MANY)``."""
+def many(split: str = "test") -> str:
+    """Name of the table of a run whose policy was sampled many times: ``run.evaluation(many("ood"))``."""
+    return "many" if split == "test" else f"many_{split}"
 
 
 def sample_many(
     run: Run, *, k: int, problems: int, split: str = "test", progress: Callable[[int, str], None] | None = None
 ) -> Evaluation:
-    """Sample a finished run's policy many times into ``<run>/evaluation/many.parquet``; an interrupted call goes on.
+    """Sample a finished run's policy many times into ``<run>/evaluation/<many(split)>.parquet``; an interrupted call
+    goes on.
 
     The keys are those of the run's final evaluation, so that its samples are the first of these.
 
@@ -197,7 +199,7 @@ def sample_many(
     """
     config = config_for(str(run.path), changes={"evaluation.k": k})
     return evaluate_policy(
-        config, split=split, limit=problems, out=run.path / "evaluation" / f"{MANY}.parquet", progress=progress
+        config, split=split, limit=problems, out=run.path / "evaluation" / f"{many(split)}.parquet", progress=progress
     )
 
 
@@ -214,7 +216,7 @@ def sample_all(
         progress: show how many runs are done.
 
     Returns:
-        the runs, as they were given; ``run.evaluation("many")`` and ``stats.pass_curve(runs, "many")`` read the tables.
+        the runs, as they were given; ``run.evaluation(many(split))`` and ``stats.pass_curve(runs, many(split))`` read the tables.
 
     Raises:
         ConfigError: a run that is not finished, or without saved weights; k, problems or workers below 1.
@@ -307,12 +309,11 @@ def _serve() -> None:
 
 def _has_many(run: Run, *, k: int, problems: int, split: str) -> bool:
     """Whether :func:`sample_many` has finished for a run at this size."""
-    beside = run.path / "evaluation" / f"{MANY}.json"
+    beside = run.path / "evaluation" / f"{many(split)}.json"
     if not beside.is_file() or not beside.with_suffix(".parquet").is_file():
         return False
-    found = json.loads(beside.read_text(encoding="utf-8"))
-    wanted = (split, k, min(problems, run.config.data.eval_problems))
-    return (found["split"], found["summary"]["k"], found["summary"]["problems"]) == wanted
+    found = json.loads(beside.read_text(encoding="utf-8"))["summary"]
+    return (found["k"], found["problems"]) == (k, min(problems, run.config.data.eval_problems))
 
 
 class _Sampler:

@@ -47,7 +47,10 @@ def budget(arms: list[dict]) -> list[str]:
         "",
         f"| steps, times those above | {' | '.join(columns)} |",
         "|---|" + "---|" * len(columns),
-        *(f"| `{method}`, test avg@8 | {' | '.join(by.get(c, '') for c in columns)} |" for method, by in scores.items()),
+        *(
+            f"| `{method}`, test avg@8 | {' | '.join(by.get(c, '') for c in columns)} |"
+            for method, by in scores.items()
+        ),
     ]
 
 

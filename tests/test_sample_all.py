@@ -29,7 +29,9 @@ def test_runs_are_sampled_once_and_alike(runs):
     paths = [run.path / "evaluation" / "many.parquet" for run in runs]
     before = [path.stat().st_mtime_ns for path in paths]
     sample_all(runs, k=4, problems=3, progress=False)
-    assert [path.stat().st_mtime_ns for path in paths] == before, "what is there is kept"
+    sample_all(runs, k=4, problems=2, split="ood", progress=False)
+    assert [path.stat().st_mtime_ns for path in paths] == before, "what is there is kept, other splits have their own"
+    assert runs[0].evaluation("many_ood")["id"].to_list() == runs[0].evaluation("ood")["id"].to_list()[:2]
     sample_all(runs[:1], k=2, problems=3, workers=1, progress=False)
     assert (runs[0].evaluation("many")["k"] == 2).all(), "another size is sampled anew"
     # The keys are those of the final evaluation, which took two samples.
