@@ -434,7 +434,7 @@ def train_configs(args: argparse.Namespace) -> tuple[RunConfig, list[RunConfig]]
     Raises:
         ConfigError: an argument that cannot be used.
     """
-    from prefix_rft_lab import methods
+    from prefix_rft_lab import methods, writers
     from prefix_rft_lab.config import RunConfig, preset
 
     base = RunConfig.load(args.config) if args.config else preset(args.preset)
@@ -456,6 +456,7 @@ def train_configs(args: argparse.Namespace) -> tuple[RunConfig, list[RunConfig]]
     configs = [base.replace(**{**changes, **changed, "method": name}) for name in names]
     for config in configs:
         methods.check(config)
+        writers.check(config)
     if args.seeds is None:
         return base, configs
     seeds = _whole_numbers("--seeds", args.seeds)
