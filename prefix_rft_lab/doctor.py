@@ -130,7 +130,9 @@ def _requirements() -> Iterator[Check]:
 
 def _extra(extra: str) -> Iterator[Check]:
     constrained = "" if extra in APART else "-c constraints.txt "
-    install = f"run: pip install {constrained}-e '.[{extra}]'{' in an environment of its own' if extra in APART else ''}"
+    install = (
+        f"run: pip install {constrained}-e '.[{extra}]'{' in an environment of its own' if extra in APART else ''}"
+    )
     missing, wrong, fine = [], [], []
     for name, declared, version in requirements(extra):
         if not version:

@@ -307,9 +307,7 @@ def _open_trackio(config: RunConfig, path: Path) -> Mirror:
 _EXTRA = "pip install -c constraints.txt -e '.[{}]'"
 
 WRITERS = {
-    "tensorboard": Writer(
-        package="tensorboard", install=_EXTRA.format("tensorboard"), open=_open_tensorboard
-    ),
+    "tensorboard": Writer(package="tensorboard", install=_EXTRA.format("tensorboard"), open=_open_tensorboard),
     "wandb": Writer(package="wandb", install=_EXTRA.format("wandb"), open=_open_wandb, ready=_wandb_ready),
     "trackio": Writer(
         package="trackio",
