@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefix_rft_lab import hub, templates
-from prefix_rft_lab.config import ConfigError, RunConfig, flatten, identity
+from prefix_rft_lab.config import ConfigError, RunConfig, identity
 from prefix_rft_lab.runs import Run, RunError, check_writable, disk_error
 
 PAPER = "https://arxiv.org/abs/2507.01679"
@@ -241,7 +241,7 @@ def _words(text: str) -> str:
 
 def _code(text: str) -> str:
     """Text as a span of code on one line, also within a table."""
-    return f"`{re.sub(r'[\s`|]+', ' ', text).strip()}`"
+    return "`" + re.sub(r"[\s`|]+", " ", text).strip() + "`"
 
 
 def _block(text: str, language: str) -> str:
