@@ -203,7 +203,7 @@ def _scores(config: RunConfig, splits: Mapping[str, Any]) -> Iterator[str]:
     if not splits:
         yield "None: the run ended without a final evaluation."
         return
-    rows = [("split", "problems", "k", "avg@k", "pass@k", "greedy")]
+    rows: list[tuple[str, ...]] = [("split", "problems", "k", "avg@k", "pass@k", "greedy")]
     for split, part in splits.items():
         cells = []
         for name in ("avg", "pass", "greedy"):

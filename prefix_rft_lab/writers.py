@@ -69,7 +69,7 @@ def scalars(part: str, line: Mapping[str, Any]) -> Scalars:
 
     A NaN says that a step has no such figure (no hybrid row, no second update), and leaves a gap.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for name, value in flatten(line):
         name = f"{part}/{name.replace('.', '/')}"
         if name.endswith("_interval"):
@@ -212,7 +212,7 @@ def _open_tensorboard(config: RunConfig, path: Path) -> Mirror:
 
     folder = path / "tensorboard"
     shutil.rmtree(folder, ignore_errors=True)
-    writer = SummaryWriter(str(folder), purge_step=0)
+    writer: Any = SummaryWriter(str(folder), purge_step=0)
     # Four spaces make a block of code of any text.
     writer.add_text("config", "\n".join(f"    {line}" for line in config.to_yaml().splitlines()), 0)
     fields = {n: v if isinstance(v, bool | int | float | str) else json.dumps(v) for n, v in flatten(config.to_dict())}
