@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from prefix_rft_lab.config import RunConfig, flatten
+from prefix_rft_lab.config import RunConfig, identity
 from prefix_rft_lab.policy import save_policy
 from prefix_rft_lab.runs import RunError, disk_error, environment
 
@@ -130,7 +130,7 @@ class Checkpoints:
                 reason = f"it has no {error}" if isinstance(error, KeyError) else error
                 warnings.warn(f"checkpoint {path} is skipped: {reason}; an older one is used", stacklevel=2)
                 continue
-            self._refuse_another(path, "config", dict(flatten(config)), dict(flatten(self.config.to_dict())))
+            self._refuse_another(path, "config", identity(config), identity(self.config.to_dict()))
             self._refuse_another(path, "model", weights, _shapes(model))
             self._refuse_another(path, "start", start, self.start)
             changed = _differences(versions, self.versions)

@@ -203,6 +203,19 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument("folder", metavar="FOLDER", help="folder with runs; the report is written into it")
     report.add_argument("--title", help="title of the report")
+    push = add(
+        "push",
+        _push,
+        "Upload the model of a finished run to the Hub, with a card.\n"
+        "The card says method, base model, departures of the config, scores with intervals and the source they came from.",
+        "prefix-rft push runs/tiny/prefix_rft-1234-s0 --repo owner/name --private",
+        "prefix-rft push runs/tiny/prefix_rft-1234-s0 --dry-run upload",
+    )
+    push.add_argument("run", metavar="RUN", help="directory of a finished run")
+    push.add_argument("--repo", metavar="OWNER/NAME", help="repository; created if it is not there")
+    push.add_argument("--private", action="store_true", help="only its owner sees it")
+    push.add_argument("--license", metavar="ID", help="licence of the model, e.g. apache-2.0 (default: none is stated)")
+    push.add_argument("--dry-run", metavar="DIR", help="write what would be uploaded into this folder, upload nothing")
     parity = add(
         "parity",
         _parity,
@@ -434,7 +447,7 @@ def train_configs(args: argparse.Namespace) -> tuple[RunConfig, list[RunConfig]]
     Raises:
         ConfigError: an argument that cannot be used.
     """
-    from prefix_rft_lab import methods
+    from prefix_rft_lab import methods, writers
     from prefix_rft_lab.config import RunConfig, preset
 
     base = RunConfig.load(args.config) if args.config else preset(args.preset)
@@ -456,6 +469,7 @@ def train_configs(args: argparse.Namespace) -> tuple[RunConfig, list[RunConfig]]
     configs = [base.replace(**{**changes, **changed, "method": name}) for name in names]
     for config in configs:
         methods.check(config)
+        writers.check(config)
     if args.seeds is None:
         return base, configs
     seeds = _whole_numbers("--seeds", args.seeds)
@@ -869,6 +883,23 @@ def _report(args: argparse.Namespace) -> int:
     runs = load_all(args.folder)
     path = report.write_report(Path(args.folder), runs=runs, title=args.title or f"Runs in {Path(args.folder).name}")
     print(f"report {path.absolute()}\n       {path.absolute().as_uri()}")
+    return 0
+
+
+def _push(args: argparse.Namespace) -> int:
+    from prefix_rft_lab import publishing
+    from prefix_rft_lab.config import ConfigError
+    from prefix_rft_lab.pool import quiet
+    from prefix_rft_lab.runs import load
+
+    quiet()
+    run = load(args.run)
+    if args.dry_run:
+        print(f"written {publishing.write_folder(run, args.dry_run, repo=args.repo, license=args.license)}")
+        return 0
+    if args.repo is None:
+        raise ConfigError("--repo is missing; give owner/name, or --dry-run DIR to look at what would be uploaded")
+    print(f"pushed {publishing.push(run, args.repo, private=args.private, license=args.license)}")
     return 0
 
 

@@ -327,6 +327,15 @@ class RecordConfig(Section):
     """Alternatives recorded for each token."""
     save_model: bool = True
     """Whether the final weights are written in Hugging Face format."""
+    writers: str = "none"
+    """Where else metrics, evaluations and config are shown (:data:`prefix_rft_lab.writers.WRITERS`): ``tensorboard``,
+    ``wandb``, ``trackio``, several joined by ``+``, or ``none``. The run's own directory stays what counts."""
+    project: str = Field("prefix-rft", pattern=r"^[^/\\#?%:]+$")
+    """Project that wandb and trackio show the run in."""
+
+
+SHOWN_ELSEWHERE = ("records.writers", "records.project")
+"""Fields that say where else a run is shown: they name no run and change none of its bits."""
 
 
 class RunConfig(Section):
@@ -390,7 +399,7 @@ class RunConfig(Section):
         return self.from_dict(_with_changes(type(self), self.to_dict(), changes))
 
     def hash(self) -> str:
-        """Twelve hex digits that name everything but the run's name and seed.
+        """Twelve hex digits that name everything but the run's name and seed, and where else it is shown.
 
         Only departures from the defaults are hashed, so that a field which a later version adds makes no stranger of a
         finished run. That a default was changed since, :func:`prefix_rft_lab.trainer.train` finds by the whole config.
@@ -398,7 +407,7 @@ class RunConfig(Section):
         defaults = dict(flatten(type(self)().to_dict()))
         values = {
             name: value
-            for name, value in flatten(self.to_dict())
+            for name, value in identity(self.to_dict()).items()
             if name not in ("name", "seed") and not (name in defaults and defaults[name] == value)
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
@@ -411,6 +420,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def identity(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted fields of a config's nested plain values, without :data:`SHOWN_ELSEWHERE`: equal ones make equal runs."""
+    return {name: value for name, value in flatten(values) if name not in SHOWN_ELSEWHERE}
 
 
 def _with_changes(model: type[BaseModel], values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,9 @@ NEEDED_MEMORY = 2 * 2**30
 VLLM_VERSION = "0.32.0"
 """The release that the vLLM engine speaks to; others name their arguments otherwise."""
 
+APART = ("trackio",)
+"""Extras that need other versions than the pinned ones."""
+
 NEEDED_DISK = 2**30
 """Bytes that a reproduction writes, with room for checkpoints."""
 
@@ -126,7 +129,10 @@ def _requirements() -> Iterator[Check]:
 
 
 def _extra(extra: str) -> Iterator[Check]:
-    install = f"run: pip install -c constraints.txt -e '.[{extra}]'"
+    constrained = "" if extra in APART else "-c constraints.txt "
+    install = (
+        f"run: pip install {constrained}-e '.[{extra}]'{' in an environment of its own' if extra in APART else ''}"
+    )
     missing, wrong, fine = [], [], []
     for name, declared, version in requirements(extra):
         if not version:

@@ -13,6 +13,7 @@
         model/             final weights in Hugging Face format
         DIVERGED.json      what became no number, and at which step; such a run is finished and solved nothing
         DONE.json          written last: a run without it is not finished
+        tensorboard/ wandb/    mirrors, where records.writers asks for them
     <out>/<name>/.<run>.claim-0    while a process trains the run
 
 Plots, reports and widgets read these files and nothing else.
@@ -36,7 +37,7 @@ from typing import Any
 
 import pandas as pd
 
-from prefix_rft_lab.config import ConfigError, RunConfig, flatten
+from prefix_rft_lab.config import ConfigError, RunConfig, identity
 
 FOLLOWED = -1
 """``row`` of a token table's demonstrations that are read and not trained: the same text at every step."""
@@ -208,12 +209,14 @@ READERS = (
     "parity.py",
     "plots",
     "pool.py",
+    "publishing.py",
     "report.py",
     "stats.py",
     "sweeps.py",
     "tokens_published.py",
     "weighting.py",
     "widgets",
+    "writers.py",
 )
 """Parts of the package that start or read runs and cannot change what one computes."""
 
@@ -508,7 +511,7 @@ def refuse_another(run: Run, config: RunConfig) -> None:
     """
     from prefix_rft_lab import methods
 
-    before, after = (dict(flatten(c.to_dict())) for c in (run.config, config))
+    before, after = (identity(c.to_dict()) for c in (run.config, config))
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name):
             raise RunError(
@@ -524,12 +527,19 @@ def refuse_another(run: Run, config: RunConfig) -> None:
 
 
 class RunWriter:
-    """The writing side of a run directory, used by the trainer only. As a context it holds the claim on the run."""
+    """The writing side of a run directory, used by the trainer only. As a context it holds the claim on the run.
+
+    Raises:
+        ConfigError: ``records.writers`` names one that is unknown, not installed or not ready.
+    """
 
     def __init__(self, config: RunConfig, out: str | Path) -> None:
+        from prefix_rft_lab.writers import Mirrors
+
         self.config = config
         self.path = directory_of(config, out)
         self._claim = Claim(self.path)
+        self._mirrors = Mirrors(config, self.path)
 
     def __enter__(self) -> RunWriter:
         self._claim.acquire()
@@ -553,8 +563,11 @@ class RunWriter:
         write_json(self.path / "data.json", data)
 
     def close(self) -> None:
-        """Let other processes in again."""
-        self._claim.release()
+        """Close the mirrors and let other processes in again; free to call again."""
+        try:
+            self._mirrors.close()
+        finally:
+            self._claim.release()
 
     def check_space(self, needed: int = 64 * 2**20) -> None:
         """Refuse to start with less than ``needed`` bytes free."""
@@ -579,9 +592,11 @@ class RunWriter:
     def metrics(self, line: dict[str, Any]) -> None:
         self._claim.check()
         append_line(self.path / "metrics.jsonl", line)
+        self._mirrors.add("train", line)
 
     def evaluation(self, line: dict[str, Any]) -> None:
         append_line(self.path / "evaluations.jsonl", line)
+        self._mirrors.add("validation", line)
 
     def table(self, name: str, frame: pd.DataFrame) -> None:
         """Write ``<name>.parquet`` whole or not at all."""
@@ -595,6 +610,7 @@ class RunWriter:
         """Write the summary, then ``DONE.json`` with hashes of config and metrics: the run is complete."""
         self._claim.check()
         write_json(self.path / "summary.json", summary)
+        self._mirrors.add("final", summary["splits"])
         metrics = self.path / "metrics.jsonl"
         write_json(
             self.path / "DONE.json",

@@ -37,7 +37,7 @@ from typing import Any, Literal, Self
 import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
-from prefix_rft_lab import methods
+from prefix_rft_lab import methods, writers
 from prefix_rft_lab.config import (
     PRESETS,
     ConfigError,
@@ -339,6 +339,7 @@ def plan(
         tuned = tuned_fields(method) if sweep.tuned else {}
         config = preset(sweep.preset, **{"name": folder, **tuned, **sizes, **fields, "seed": seed})
         methods.check(config)
+        writers.check(config)
         return config
 
     experts = {name: config_of(name, fields, 0) for name, fields in sweep.experts.items()}

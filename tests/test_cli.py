@@ -27,6 +27,7 @@ COMMANDS = (
     "reproduce",
     "claims",
     "report",
+    "push",
     "parity",
 )
 SMALL = [

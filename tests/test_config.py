@@ -7,7 +7,7 @@ import json
 import pytest
 from pydantic import BaseModel
 
-from prefix_rft_lab.config import PRESETS, ConfigError, RunConfig, flatten, preset
+from prefix_rft_lab.config import PRESETS, SHOWN_ELSEWHERE, ConfigError, RunConfig, flatten, preset
 from prefix_rft_lab.methods import METHODS
 from prefix_rft_lab.trainer import train
 
@@ -33,9 +33,11 @@ def test_yaml_keeps_text_and_small_numbers(tmp_path):
     assert RunConfig.load(path) == config
 
 
-def test_hash_names_everything_but_name_and_seed():
+def test_hash_names_everything_but_name_and_seed_and_where_else_it_is_shown():
     config = preset("tiny")
     assert config.replace(name="other", seed=9).hash() == config.hash()
+    assert config.replace(**{"records.writers": "wandb", "records.project": "mine"}).hash() == config.hash()
+    assert set(SHOWN_ELSEWHERE) <= set(dict(flatten(config.to_dict())))
     values = dict(flatten(config.to_dict()))
     changed = {"prefix.keep_fraction": 0.5, "method": "rft", "data.seed": 1, "threads": 2, "loss.clip_high": 0.28}
     hashes = {config.replace(**{name: value}).hash() for name, value in changed.items()}

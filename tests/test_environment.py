@@ -19,8 +19,9 @@ from prefix_rft_lab.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NOT_PINNED = {"vllm", "setuptools"}
-"""The first needs a machine of its own kind, and its own release pins what it needs; the second builds packages."""
+NOT_PINNED = {"vllm", "setuptools", "trackio"}
+"""The first needs a machine of its own kind, and its own release pins what it needs; the second builds packages; the third
+needs an older pillow than the pinned one."""
 
 
 def pinned() -> dict[str, str]:
@@ -144,6 +145,15 @@ def test_the_doctor_names_what_does_not_fit_and_the_remedy(monkeypatch, capsys):
     assert re.search(r"warn extra dev: ruff 0.1 \(declared >=0.12\)", shown)
     assert "warn memory: 0.2 GiB free" in shown and "--workers 1" in shown
     assert "2 of" in shown.splitlines()[-1]
+
+
+def test_the_doctor_sends_an_extra_that_needs_other_versions_to_an_environment_of_its_own(monkeypatch):
+    monkeypatch.setattr(doctor, "requirements", lambda extra: iter([(extra, ">=0.1", "")]))
+    remedies = {extra: next(doctor._extra(extra)).remedy for extra in ("wandb", *doctor.APART)}
+    assert "pip install -c constraints.txt -e '.[wandb]'" in remedies.pop("wandb")
+    for extra, remedy in remedies.items():
+        assert extra in NOT_PINNED
+        assert remedy.endswith(f"pip install -e '.[{extra}]' in an environment of its own")
 
 
 def test_the_doctor_tells_of_vllm(monkeypatch):
