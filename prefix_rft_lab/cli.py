@@ -561,7 +561,7 @@ def _plans(configs: Sequence[RunConfig], flops: float | None, response_tokens: i
     for method in dict.fromkeys(config.method for config in configs):
         alike = [config for config in configs if config.method == method]
         found = planning.plan(alike[0], response_tokens=response_tokens)
-        rate = planning.Throughput(flops=flops, source="given") if flops else planning.throughput_for(found)
+        rate = planning.Throughput(flops=flops, source="given by --flops") if flops else planning.throughput_for(found)
         many = f"\n{len(alike)} seeds: as many runs like this one" if len(alike) > 1 else ""
         texts.append(planning.format_plan(found, rate) + many)
     return "\n\n\n".join(texts)

@@ -8,6 +8,7 @@ it works is a formula. Sizes are bounds: every row is as long as the config allo
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -31,29 +32,21 @@ from prefix_rft_lab.policy import (
 from prefix_rft_lab.tasks import sources
 from prefix_rft_lab.types import Demonstration, EncodedProblem, Problem, Row, TokenKind
 
-
-def _facts(kind: str, hidden: int, inner: int, layers: int, heads: int, kv: int, vocab: int, tied: bool, context: int):  # type: ignore[no-untyped-def]
-    return {
-        "model_type": kind,
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv,
-        "vocab_size": vocab,
-        "tie_word_embeddings": tied,
-        "max_position_embeddings": context,
-    }
-
-
+_FIELDS = (
+    *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "vocab_size", "tie_word_embeddings", "max_position_embeddings"),
+)
 MODELS: dict[str, dict[str, Any]] = {
-    "Qwen/Qwen2.5-Math-1.5B": _facts("qwen2", 1536, 8960, 28, 12, 2, 151_936, True, 4096),
-    "Qwen/Qwen2.5-Math-7B": _facts("qwen2", 3584, 18_944, 28, 28, 4, 152_064, False, 4096),
-    "meta-llama/Llama-3.1-8B": _facts("llama", 4096, 14_336, 32, 32, 8, 128_256, False, 131_072),
-    "HuggingFaceTB/SmolLM2-135M": _facts("llama", 576, 1536, 30, 9, 3, 49_152, True, 8192),
-    "HuggingFaceTB/SmolLM2-135M-Instruct": _facts("llama", 576, 1536, 30, 9, 3, 49_152, True, 8192),
+    name: dict(zip(_FIELDS, figures, strict=True))
+    for name, figures in {
+        "Qwen/Qwen2.5-Math-1.5B": ("qwen2", 1536, 8960, 28, 12, 2, 151_936, True, 4096),
+        "Qwen/Qwen2.5-Math-7B": ("qwen2", 3584, 18_944, 28, 28, 4, 152_064, False, 4096),
+        "meta-llama/Llama-3.1-8B": ("llama", 4096, 14_336, 32, 32, 8, 128_256, False, 131_072),
+        "HuggingFaceTB/SmolLM2-135M": ("llama", 576, 1536, 30, 9, 3, 49_152, True, 8192),
+        "HuggingFaceTB/SmolLM2-135M-Instruct": ("llama", 576, 1536, 30, 9, 3, 49_152, True, 8192),
+    }.items()
 }
-"""Hub name -> what the presets' models are built of: figures of the ``config.json`` that each repository shows."""
+"""Hub name -> what the sizes of the presets' models depend on: figures of the ``config.json`` that each repository shows."""
 
 CARDS = (24, 40, 80)
 """Common GPUs by memory, GiB (their makers write GB)."""
@@ -126,6 +119,9 @@ class StagePlan:
     """Rows of a second update after a step, which comes at most once; 0 for methods without one."""
     micro_batches: int
     """Forward and backward passes of an update, where all rows are as long as allowed."""
+    read: int
+    """Rows read without a gradient before the update: those whose tokens the entropy clip ranks, and all where a rollout
+    makes several updates."""
     sampling_flops: float
     """Of one step, at most."""
     update_flops: float
@@ -242,13 +238,13 @@ def plan(config: RunConfig, *, response_tokens: int | None = None) -> RunPlan:
         )
     model = model_size(config)
     stages = tuple(_stage_plan(stage, config, model, tokens) for stage in method.stages)
-    evaluated = _evaluation_rows(config, stages)
+    evaluated, at_once = _generated(config, stages)
     optimizers = max((2 if stage.replay is not None else 1 for stage in method.stages), default=0)
     return RunPlan(
         config=config,
         model=model,
         stages=stages,
-        parts=tuple(_parts(config, model, method, stages, optimizers)),
+        parts=tuple(_parts(config, model, method, stages, optimizers, min(at_once, rollout.max_batch_rows))),
         response_tokens=tokens,
         evaluation_rows=evaluated,
         evaluation_flops=evaluated * model.forward_flops(rollout.max_prompt_tokens + tokens),
@@ -284,6 +280,9 @@ def _architecture(config: RunConfig) -> Any:
 @lru_cache(maxsize=16)
 def _traced(path: str, settings: str, length: int, dtype: str) -> ModelSize:
     from torch._subclasses.fake_tensor import FakeTensorMode
+
+    # What cannot be traced is said in the plan.
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     from transformers import AutoConfig, AutoModelForCausalLM
 
     found = AutoConfig.for_model(**json.loads(settings))
@@ -368,7 +367,6 @@ def _stage_plan(stage: methods.Stage, config: RunConfig, model: ModelSize, token
     batches = math.ceil(math.ceil(problems / updates) * len(rows) / _rows_at_once(config))
     replay = stage.replay.batch(config) if stage.replay is not None else 0
     forward = model.forward_flops(config.rollout.max_prompt_tokens + tokens)
-    # Read once more before the update: rows whose tokens the clip ranks, and all where a rollout makes several updates.
     ranked = hybrid * (TokenKind.PREFIX in stage.entropy_clip) + plain * (TokenKind.ON_POLICY in stage.entropy_clip)
     read = (ranked if batches > 1 else 0) + (problems * len(rows) if updates > 1 else 0)
     return StagePlan(
@@ -380,6 +378,7 @@ def _stage_plan(stage: methods.Stage, config: RunConfig, model: ModelSize, token
         demonstrations=demonstrations,
         updates=updates,
         replay=replay,
+        read=read,
         micro_batches=batches,
         sampling_flops=(plain + hybrid) * forward,
         update_flops=(3 * (problems * len(rows) + replay) + read) * forward,
@@ -406,22 +405,26 @@ def _rows_at_once(config: RunConfig) -> int:
     return max(1, config.micro_batch_tokens // longest)
 
 
-def _evaluation_rows(config: RunConfig, stages: tuple[StagePlan, ...]) -> int:
-    evaluation = config.evaluation
-    ends, total = set(), 0
-    for stage in stages:
-        total += stage.steps
-        ends.add(total)
-    ends |= set(range(evaluation.every, total + 1, evaluation.every)) if evaluation.every else set()
-    times = 1 + len(ends - {0})
-    validation = min(evaluation.problems, config.data.eval_problems)
-    probed = min(evaluation.problems, config.data.train_problems) if evaluation.hard_tries else 0
+def _generated(config: RunConfig, stages: tuple[StagePlan, ...]) -> tuple[int, int]:
+    """(rows sampled outside training steps, most rows that are asked for at once anywhere), both at most."""
+    evaluation, data = config.evaluation, config.data
+    ends = [sum(stage.steps for stage in stages[: i + 1]) for i in range(len(stages))]
+    during = set(ends) - {0}
+    if evaluation.every and ends:
+        during |= set(range(evaluation.every, ends[-1] + 1, evaluation.every))
+    validation = min(evaluation.problems, data.eval_problems)
+    probed = min(evaluation.problems, data.train_problems) if evaluation.hard_tries else 0
     # k samples and a greedy one, one more for the entropy; of the hard problems no greedy one.
-    rows = times * (validation * (evaluation.k + 2) + probed * evaluation.k) + probed * evaluation.hard_tries
-    final = set(evaluation.final_splits) & set(sources.splits(config.data))
-    rows += len(final) * config.data.eval_problems * (evaluation.k + 1)
-    writes = config.data.expert == "self" or config.data.expert.startswith(("policy:", "run:"))
-    return rows + (config.data.train_problems if writes else 0)
+    rows = (1 + len(during)) * (
+        validation * (evaluation.k + 2) + probed * evaluation.k
+    ) + probed * evaluation.hard_tries
+    final = len(set(evaluation.final_splits) & set(sources.splits(data))) * data.eval_problems
+    rows += final * (evaluation.k + 1)
+    writes = data.expert == "self" or data.expert.startswith(("policy:", "run:"))
+    written = data.train_problems if writes else 0
+    at_once = [*(stage.sampled for stage in stages), max(validation, probed) * evaluation.k, written]
+    at_once += [probed * evaluation.hard_tries, data.eval_problems * evaluation.k if final else 0]
+    return rows + written, max(at_once)
 
 
 # ---------------------------------------------------------------------- memory
@@ -433,6 +436,7 @@ def _parts(
     method: methods.Method,
     stages: tuple[StagePlan, ...],
     optimizers: int,
+    rows: int,
 ) -> Iterator[Part]:
     count, low = model.parameters, autocast_dtype(config) is not None
     each = f"{_short(count)} x {MASTER_BYTES} B (float32)"
@@ -448,18 +452,18 @@ def _parts(
             phases=PHASES,
             sharded=True,
         )
-    yield from _engine_parts(config, model)
+    yield from _engine_parts(config, model, rows)
     if low:
         yield Part(
             name="weights in bfloat16",
             sum=f"{_short(model.copied_bytes / 2)} x 2 B that autocast keeps for a pass",
             bytes=model.copied_bytes,
-            phases=("update",) if config.rollout.engine == "vllm" else ("sampling", "update"),
+            phases=("update",),  # in inference mode each is made anew and dropped at once
         )
     if not stages:
         return
     longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
-    most = max((stage.rows // stage.updates or 1) for stage in stages)
+    most = max(max(math.ceil(s.problems / s.updates) * (s.rows // s.problems), s.replay) for s in stages)
     tokens = min(max(config.micro_batch_tokens, longest), most * longest)
     if model.kept_bytes is None:
         yield Part(
@@ -468,7 +472,7 @@ def _parts(
     else:
         yield Part(
             name="activations",
-            sum=f"{tokens:,} tokens x {model.layers} layers x {model.kept_bytes / model.layers:,.0f} B (traced; none are recomputed)",
+            sum=f"{tokens:,} tokens x {model.layers} layers x {model.kept_bytes / model.layers:,.0f} B (traced; none recomputed)",
             bytes=tokens * model.kept_bytes,
             phases=("update",),
         )
@@ -500,7 +504,7 @@ def _parts(
         )
 
 
-def _engine_parts(config: RunConfig, model: ModelSize) -> Iterator[Part]:
+def _engine_parts(config: RunConfig, model: ModelSize, rows: int) -> Iterator[Part]:
     rollout = config.rollout
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
     if rollout.engine == "vllm":
@@ -516,12 +520,11 @@ def _engine_parts(config: RunConfig, model: ModelSize) -> Iterator[Part]:
         size = config.vllm.cache_gib * 2**30
         yield Part(
             name="vLLM's cache",
-            sum=f"vllm.cache_gib: {_short(size / token)} tokens x {token:,} B, {size / token / longest:.3g} of the longest rows",
+            sum=f"vllm.cache_gib: {size // token:,.0f} tokens x {token:,} B, {size / token / longest:.1f} of the longest rows",
             bytes=size,
             phases=held,
         )
         return
-    rows = rollout.max_batch_rows
     yield Part(
         name="key-value cache",
         sum=f"{rows:,} rows x ({longest:,} + {GROWTH}) tokens x {model.cache_bytes:,} B",
@@ -554,11 +557,11 @@ class Throughput:
     """Where the figure is from."""
 
 
-ASSUMED = Throughput(flops=4e14, source="assumed: four tenths of the 9.9e14 that an H100 reaches at most in bfloat16")
+ASSUMED = Throughput(flops=4e14, source="assumed: four tenths of an H100's peak in bfloat16, 9.9e14")
 
 
 def measured_throughput(config: RunConfig, seconds: float = 1.0) -> Throughput:
-    """FLOP/s of products of square matrices on the run's device, in its arithmetic and on its threads.
+    """FLOP/s of the fastest of many products of square matrices, on the run's device, in its arithmetic, on its threads.
 
     Raises:
         ConfigError: ``model.device`` is not there.
@@ -570,22 +573,24 @@ def measured_throughput(config: RunConfig, seconds: float = 1.0) -> Throughput:
     try:
         matrix = torch.ones(size, size, device=device, dtype=dtype)
         (matrix @ matrix)[0, 0].item()
-        count, start = 0, time.perf_counter()
-        while (taken := time.perf_counter() - start) < seconds:
+        shortest, end = math.inf, time.perf_counter() + seconds
+        while (start := time.perf_counter()) < end:
             (matrix @ matrix)[0, 0].item()  # waits for the device
-            count += 1
+            shortest = min(shortest, time.perf_counter() - start)
     finally:
         torch.set_num_threads(threads)
     where = "the GPU" if device.type == "cuda" else f"{config.threads} thread{'s' if config.threads > 1 else ''} here"
     return Throughput(
-        flops=2 * size**3 * count / taken, source=f"{config.model.dtype} products on {where}, just measured"
+        flops=2 * size**3 / shortest, source=f"that of {config.model.dtype} products on {where}, just measured"
     )
 
 
 def throughput_for(found: RunPlan) -> Throughput:
-    """Measured where the run fits this machine's memory, else :data:`ASSUMED`."""
+    """Measured where the run fits the memory of its device here, else :data:`ASSUMED`."""
     from prefix_rft_lab.doctor import available_memory
 
+    if found.config.model.device == "cuda" and not torch.cuda.is_available():
+        return ASSUMED
     device = device_of(found.config)
     if device.type == "cuda":
         memory: int | None = torch.cuda.get_device_properties(device).total_memory
@@ -608,8 +613,8 @@ def format_plan(found: RunPlan, throughput: Throughput) -> str:
         *_labelled(
             "model",
             [
-                f"{model.path}: {model.parameters:,} parameters, {model.layers} layers,"
-                f" {model.heads} heads of {model.head_dim} ({model.kv_heads} of keys and values), vocabulary {model.vocab:,}"
+                f"{model.path}: {model.parameters:,} parameters",
+                f"{model.layers} layers of {model.heads} heads of {model.head_dim} ({model.kv_heads} of keys and values), vocabulary {model.vocab:,}",
             ],
         ),
     ]
@@ -640,8 +645,9 @@ def _stage_lines(found: RunPlan, stage: StagePlan) -> list[str]:
     total = stage.steps * stage.rows
     updates = f"{stage.updates:,} update{'s' if stage.updates > 1 else ''}"
     lines = [
-        f"{stage.steps:,} steps of {stage.problems:,} problems x {stage.rows // stage.problems} = {stage.rows:,} rows: {rows};"
+        f"{stage.steps:,} steps of {stage.problems:,} problems x {stage.rows // stage.problems} = {stage.rows:,} rows;"
         f" {total:,} rows in all",
+        f"rows of a step: {rows}",
         f"row: at most {rollout.max_prompt_tokens:,} prompt + {rollout.max_response_tokens:,} response = {found.longest:,} tokens;"
         f" step: {stage.rows:,} x {found.longest:,} = {stage.rows * found.longest:,}",
         f"{updates} a step, of {stage.micro_batches:,} micro-batches at most"
@@ -688,35 +694,31 @@ def _cards(found: RunPlan) -> list[tuple[str, ...]]:
 
 
 def _times(found: RunPlan, throughput: Throughput) -> list[str]:
-    model, tokens = found.model, found.config.rollout.max_prompt_tokens + found.response_tokens
-    dense, forward = 2.0 * model.multiplied * tokens, model.forward_flops(tokens)
-    lines = _labelled(
-        "time",
-        [
-            f"a row of {tokens:,} tokens forward: 2 x {_short(model.multiplied)} x {tokens:,} = {dense:.2g} FLOP, and attention"
-            f" {forward - dense:.2g}; an update: 3 times that",
-            f"at {throughput.flops:.2g} FLOP/s ({throughput.source}), at least:",
-        ],
-    )
-    for stage in found.stages:
-        sampling, update = stage.sampling_flops, stage.update_flops
-        whole = stage.steps * (sampling + update) / throughput.flops
-        lines += _labelled(
-            "",
-            [
-                f"{stage.name}, a step: sampling {sampling:.2g} FLOP = {_duration(sampling / throughput.flops)},"
-                f" update {update:.2g} FLOP = {_duration(update / throughput.flops)}; {stage.steps:,} steps: {_duration(whole)}"
-            ],
+    from prefix_rft_lab.evaluation_run import format_table
+
+    model, tokens, rate = found.model, found.config.rollout.max_prompt_tokens + found.response_tokens, throughput.flops
+    table: list[tuple[str, ...]] = [("time", "rows read", "FLOP", f"at {_power(rate)} FLOP/s", "times", "in all")]
+
+    def add(name: str, rows: str, flops: float, times: int) -> None:
+        table.append(
+            (name, rows, _power(flops), _duration(flops / rate), f"{times:,}", _duration(times * flops / rate))
         )
-    evaluation = found.evaluation_flops
-    lines += _labelled(
-        "",
-        [
-            f"evaluation: {evaluation:.2g} FLOP = {_duration(evaluation / throughput.flops)};"
-            f" the run: {found.flops:.2g} FLOP = {_duration(found.flops / throughput.flops)}"
-        ],
-    )
-    return lines
+
+    for stage in found.stages:
+        if stage.sampled:
+            add(f"{stage.name}: sampling", f"{stage.sampled:,}", stage.sampling_flops, stage.steps)
+        trained = f"({stage.rows:,} + {stage.replay:,})" if stage.replay else f"{stage.rows:,}"
+        first = f" + {stage.read:,} before" if stage.read else ""
+        add(f"{stage.name}: update", f"3 x {trained}{first}", stage.update_flops, stage.steps)
+    add("evaluation", f"{found.evaluation_rows:,}", found.evaluation_flops, 1)
+    table.append(("the run", "", _power(found.flops), "", "", _duration(found.flops / rate)))
+    dense, forward = 2.0 * model.multiplied * tokens, model.forward_flops(tokens)
+    return [
+        format_table(table),
+        f"A row of {tokens:,} tokens: 2 x {_short(model.multiplied)} parameters x {tokens:,} = {_power(dense)} FLOP, and"
+        f" {_power(forward - dense)} of attention; backward twice that.",
+        f"The rate is {throughput.source}.",
+    ]
 
 
 def _disk(found: RunPlan) -> list[str]:
@@ -735,21 +737,17 @@ def _disk(found: RunPlan) -> list[str]:
 
 def _assumptions(found: RunPlan) -> list[str]:
     config = found.config
+    other = found.response_tokens != config.rollout.max_response_tokens
     texts = [
-        "every problem has a demonstration, every row is as long as allowed"
-        + (
-            ""
-            if found.response_tokens == config.rollout.max_response_tokens
-            else f" (time: responses of {found.response_tokens:,} tokens)"
-        )
-        + " and has a gradient",
-        f"of a GPU's memory {ROOM:.0%} can be used; a card of 24 GB holds 24 GiB",
-        "not counted: what kernels, a growing cache and vLLM hold while they work; grading; reading weights while tokens are",
-        "sampled, one at a time, which usually takes longer than the FLOPs; no device reaches its product rate in a whole run",
+        "every problem has a demonstration; every row has a gradient and is as long as allowed"
+        + (f" (time: {found.response_tokens:,} response tokens)" if other else ""),
+        f"{ROOM:.0%} of a GPU's memory can be used, and a card of 24 GB holds 24 GiB",
+        "not counted: what kernels, vLLM and a growing cache hold while they work; grading; weights read again for every",
+        "sampled token, which often takes longer than its FLOPs; a run reaches a part of the rate of plain products",
     ]
     if config.data.demonstration_fraction < 1:
         share = f"data.demonstration_fraction = {config.data.demonstration_fraction:g}"
-        texts.append(f"{share}: other problems have rows from the prompt alone")
+        texts.append(f"{share}: the other problems have rows from the prompt alone")
     return _labelled("assumed", texts)
 
 
@@ -759,6 +757,11 @@ def _short(number: float) -> str:
         return f"{number:.3g}"
     power = 3 * int(math.log10(number) // 3)
     return f"{number / 10**power:.3g}e{power}"
+
+
+def _power(number: float) -> str:
+    """Two digits: 4e14."""
+    return f"{number:.2g}".replace("e+", "e")
 
 
 def _gib(size: float) -> str:
