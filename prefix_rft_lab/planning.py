@@ -307,9 +307,10 @@ def _traced(path: str, settings: str, length: int, dtype: str) -> ModelSize:
     cache = 2 * text.num_hidden_layers * kv_heads * head_dim * MASTER_BYTES
     with fake, torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
         try:
+            one = _saved_bytes(model, 1, length)
             # What does not grow with the rows is copies of weights.
-            one, two = (_saved_bytes(model, rows, length) for rows in (1, 2))
-            kept, copied = (two - one) / length, (2 * one - two + 2 * head.numel()) if low else 0
+            fixed = 2 * one - _saved_bytes(model, 2, length) if low else 0
+            kept, copied = (one - fixed) / length, fixed + 2 * head.numel() * low
             cache = _cache_bytes(model)
         except Exception:
             # Code whose shapes depend on values (experts that tokens choose) has no size before it runs.
@@ -456,7 +457,7 @@ def _parts(
     if low:
         yield Part(
             name="weights in bfloat16",
-            sum=f"{_short(model.copied_bytes / 2)} x 2 B that autocast keeps for a pass",
+            sum=f"{_short(model.copied_bytes / 2)} x 2 B that autocast copies for a pass",
             bytes=model.copied_bytes,
             phases=("update",),  # in inference mode each is made anew and dropped at once
         )
