@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 
@@ -309,8 +310,8 @@ def _traced(path: str, settings: str, length: int, dtype: str) -> ModelSize:
         try:
             one = _saved_bytes(model, 1, length)
             # What does not grow with the rows is copies of weights.
-            fixed = 2 * one - _saved_bytes(model, 2, length) if low else 0
-            kept, copied = (one - fixed) / length, fixed + 2 * head.numel() * low
+            fixed = 2 * one - _saved_bytes(model, 2, length)
+            kept, copied = (one - fixed) / length, (fixed + 2 * head.numel()) * low
             cache = _cache_bytes(model)
         except Exception:
             # Code whose shapes depend on values (experts that tokens choose) has no size before it runs.
@@ -340,7 +341,13 @@ def _saved_bytes(model: Any, rows: int, length: int) -> int:
         saved.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.enable_grad():
+    # A look at values, which fake tensors have none of, finds that no row holds several sequences; without it attention
+    # would be given a mask, and masked kernels keep more.
+    with (
+        mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.enable_grad(),
+    ):
         # The last states are among what is saved, or the logits would need them anyway.
         states = model.base_model(input_ids=torch.zeros(rows, length, dtype=torch.long), use_cache=False)
         pack(states.last_hidden_state)
@@ -743,8 +750,8 @@ def _assumptions(found: RunPlan) -> list[str]:
         "every problem has a demonstration; every row has a gradient and is as long as allowed"
         + (f" (time: {found.response_tokens:,} response tokens)" if other else ""),
         f"{ROOM:.0%} of a GPU's memory can be used, and a card of 24 GB holds 24 GiB",
-        "not counted: what kernels, vLLM and a growing cache hold while they work; grading; weights read again for every",
-        "sampled token, which often takes longer than its FLOPs; a run reaches a part of the rate of plain products",
+        "not counted: what kernels, vLLM and a growing cache hold while they work; grading; weights read again for",
+        "every sampled token, which often takes longer than its FLOPs; a run reaches a part of the plain products' rate",
     ]
     if config.data.demonstration_fraction < 1:
         share = f"data.demonstration_fraction = {config.data.demonstration_fraction:g}"

@@ -300,7 +300,7 @@ def test_a_directory_is_read_from_its_config_alone(tmp_path, capsys):
 
 def test_weights_that_are_there_count_alike(tmp_path):
     folder = save_model(tmp_path / "base", "llama3", tie_word_embeddings=True)
-    config = preset("tiny", **{"model.path": str(folder), "model.device": "cpu"})
+    config = preset("tiny", **{"model.path": str(folder), "model.device": "cpu", "model.template": "llama-3.1"})
     model, _ = load_policy(config)
     assert model_size(config).parameters == sum(p.numel() for p in model.parameters())
 
