@@ -751,7 +751,7 @@ def _assumptions(found: RunPlan) -> list[str]:
         + (f" (time: {found.response_tokens:,} response tokens)" if other else ""),
         f"{ROOM:.0%} of a GPU's memory can be used, and a card of 24 GB holds 24 GiB",
         "not counted: what kernels, vLLM and a growing cache hold while they work; grading; weights read again for",
-        "every sampled token, which often takes longer than its FLOPs; a run reaches a part of the plain products' rate",
+        "every sampled token, often slower than its FLOPs; a run reaches a part of the rate of plain products",
     ]
     if config.data.demonstration_fraction < 1:
         share = f"data.demonstration_fraction = {config.data.demonstration_fraction:g}"
