@@ -106,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
             "prefix-rft train --method all --seeds 0,1,2 --workers 2",
             "prefix-rft train --problems mine.jsonl --model path/to/model --set rollout.max_response_tokens=256",
             "prefix-rft train --config run.yaml --set prefix.keep_fraction=0.5 --dry-run",
+            "prefix-rft train --preset paper-7b --plan",
         )
     )
     _add_sweep(
@@ -255,8 +256,27 @@ def _add_train(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", default="runs", help="folder of all runs (default %(default)s)")
     _add_set(sub)
     sub.add_argument("--workers", type=int, default=1, metavar="N", help="runs trained at a time (default %(default)s)")
-    sub.add_argument(
+    instead = sub.add_mutually_exclusive_group()
+    instead.add_argument(
         "--dry-run", action="store_true", help="print the config and where the run would be, train nothing"
+    )
+    instead.add_argument(
+        "--plan",
+        action="store_true",
+        help="print rows, tokens, memory, time and disk of the run, load and train nothing",
+    )
+    sub.add_argument(
+        "--flops",
+        type=float,
+        metavar="RATE",
+        help="with --plan: FLOP/s that times are estimated with, e.g. 4e14 (default: measured here, or that of a GPU where the "
+        "run does not fit)",
+    )
+    sub.add_argument(
+        "--response-tokens",
+        type=int,
+        metavar="N",
+        help="with --plan: mean length of a response that times are estimated with (default: the longest allowed)",
     )
 
 
@@ -512,7 +532,13 @@ def _train(args: argparse.Namespace) -> int:
 
     if args.workers < 1:
         raise ConfigError(f"--workers {args.workers} cannot be used; give at least 1")
+    for option, value in (("--flops", args.flops), ("--response-tokens", args.response_tokens)):
+        if value is not None and not args.plan:
+            raise ConfigError(f"{option} {value:g} has no meaning without --plan; add it, or leave {option} out")
     base, configs = train_configs(args)
+    if args.plan:
+        print(_plans(configs, args.flops, args.response_tokens))
+        return 0
     whose = args.config or f"preset {args.preset}"
     print(show_config(configs[0], base, whose))
     if len(configs) > 1:
@@ -534,6 +560,25 @@ def _train(args: argparse.Namespace) -> int:
     if len(runs) > 1:
         print(f"\n{comparison(runs)}")
     return 1 if any(run.diverged for run in runs) else 0
+
+
+def _plans(configs: Sequence[RunConfig], flops: float | None, response_tokens: int | None) -> str:
+    """What each method would be; its seeds are alike."""
+    from prefix_rft_lab import planning
+    from prefix_rft_lab.config import ConfigError
+    from prefix_rft_lab.pool import quiet
+
+    if flops is not None and not 0 < flops < float("inf"):
+        raise ConfigError(f"--flops {flops:g} is no rate; give FLOP/s above 0, e.g. 4e14")
+    quiet()
+    texts = []
+    for method in dict.fromkeys(config.method for config in configs):
+        alike = [config for config in configs if config.method == method]
+        found = planning.plan(alike[0], response_tokens=response_tokens)
+        rate = planning.Throughput(flops=flops, source="given by --flops") if flops else planning.throughput_for(found)
+        many = f"\n{len(alike)} seeds: as many runs like this one" if len(alike) > 1 else ""
+        texts.append(planning.format_plan(found, rate) + many)
+    return "\n\n\n".join(texts)
 
 
 def _trained(args: argparse.Namespace, configs: Sequence[RunConfig]) -> list[Run]:

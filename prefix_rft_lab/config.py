@@ -581,7 +581,12 @@ def _paper() -> dict[str, Any]:
             "max_prompt_tokens": 1024,  # LUFFY: longest prompt of its runs
             "max_response_tokens": 8192,  # paper
             "temperature": 1.0,  # paper
-            "max_batch_rows": 64,  # kit: bounds the key-value cache
+            "engine": "vllm",  # LUFFY: its code samples rows with vLLM
+            "max_batch_rows": 128,  # kit: rows that vLLM decodes at a time; its cache bounds their memory
+        },
+        "vllm": {
+            "cache_gib": 16.0,  # kit: 32 rows of the 7B model at their longest, 14 of the 8B one; what does not fit waits
+            "sleep": False,  # kit: it would free weights and cache during updates; not tried on a GPU yet
         },
         "prefix": {
             "schedule": "cosine",  # paper
@@ -627,6 +632,7 @@ def _paper() -> dict[str, Any]:
         "records": {
             "checkpoint_every": 50,  # kit
             "keep_checkpoints": 1,  # kit: a checkpoint is as large as the training state
+            "diagnostics_every": 0,  # kit: they hold a gradient for each kind of token, 28 GiB each at 7B
         },
         "micro_batch_tokens": 9216,  # kit: one longest row; changes memory, not the result
         "threads": 8,  # kit

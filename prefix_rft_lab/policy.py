@@ -84,7 +84,15 @@ def load_model_config(config: RunConfig) -> Any:
 def _model_config(path: str, config: RunConfig, options: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
-    found = _loaded(AutoConfig, path, **options)
+    return with_overrides(_loaded(AutoConfig, path, **options), config, path)
+
+
+def with_overrides(found: Any, config: RunConfig, path: str) -> Any:
+    """A transformers config with ``model.context_tokens`` and ``model.rope_theta`` put in, in place.
+
+    Raises:
+        ConfigError: no rotary embeddings whose base could change.
+    """
     if config.model.context_tokens is not None:
         found.max_position_embeddings = config.model.context_tokens
     if config.model.rope_theta is not None:
@@ -118,6 +126,21 @@ def _loaded(factory: Any, path: str, **options: Any) -> Any:
         ) from error
 
 
+def refuse_short_context(found: Any, config: RunConfig) -> None:
+    """Raise where the rows of a run are longer than the context of a transformers config.
+
+    Raises:
+        ConfigError: they are.
+    """
+    context = getattr(found, "max_position_embeddings", None)
+    needed = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    if context is not None and needed > context:
+        raise ConfigError(
+            f"rollout.max_prompt_tokens + rollout.max_response_tokens = {needed} exceeds the model's context of "
+            f"{context} tokens; lower one of them, or set model.context_tokens (and model.rope_theta to stretch it)"
+        )
+
+
 def load_policy(config: RunConfig) -> tuple[Any, Any]:
     """(model, tokenizer) of ``model.path``, float32 weights on the config's device, dropout off.
 
@@ -146,13 +169,7 @@ def load_policy(config: RunConfig) -> tuple[Any, Any]:
             f"model.path = {path!r} has a tokenizer whose ids reach {highest} and embeddings of {rows} tokens; save the "
             "tokenizer that the model was trained with beside it, or resize the embeddings"
         )
-    context = getattr(model.config, "max_position_embeddings", None)
-    needed = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
-    if context is not None and needed > context:
-        raise ConfigError(
-            f"rollout.max_prompt_tokens + rollout.max_response_tokens = {needed} exceeds the model's context of "
-            f"{context} tokens; lower one of them, or set model.context_tokens (and model.rope_theta to stretch it)"
-        )
+    refuse_short_context(model.config, config)
     if len(stops := stop_ids(tokenizer)) > 1 and model.generation_config is not None:
         # The saved model then ends where it ended in training, whoever generates with it.
         model.generation_config.eos_token_id = list(stops)
