@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -193,7 +194,15 @@ def test_bad_parameters_start_no_kernel(tmp_path, monkeypatch):
         run_notebook(Path(__file__), tmp_path / "o.ipynb", {})
 
 
-def test_the_callers_interrupt_ends_the_kernel(tmp_path):
+@pytest.fixture
+def interruptible():
+    """A shell that starts tests in the background has them ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_callers_interrupt_ends_the_kernel(interruptible, tmp_path):
     path = write(tmp_path, CHECK, "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(300)", FINISH)
 
     def interrupt() -> None:
