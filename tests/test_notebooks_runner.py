@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -192,14 +191,6 @@ def test_bad_parameters_start_no_kernel(tmp_path, monkeypatch):
         run_notebook(path, tmp_path / "o.ipynb", {})
     with pytest.raises(ConfigError, match="is not a notebook"):
         run_notebook(Path(__file__), tmp_path / "o.ipynb", {})
-
-
-@pytest.fixture
-def interruptible():
-    """A shell that starts tests in the background has them ignore interrupts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def test_the_callers_interrupt_ends_the_kernel(interruptible, tmp_path):

@@ -118,7 +118,7 @@ def test_a_killed_worker_is_replaced_and_its_run_resumes(small, tmp_path, worker
 
 
 @pytest.mark.slow
-def test_an_interrupt_ends_all_workers(small, tmp_path, workers):
+def test_an_interrupt_ends_all_workers(interruptible, small, tmp_path, workers):
     configs = [small(method="rft", seed=seed, **LONG | {"rl.steps": 4000}) for seed in (0, 1)]
 
     def interrupt() -> None:
