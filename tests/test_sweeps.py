@@ -295,7 +295,7 @@ def test_the_kits_sweeps_are_listed(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == sweeps.names()
     assert cli.main(["sweep"]) == 2
-    assert "no sweep is given; name a YAML file, or one of components" in capsys.readouterr().err
+    assert f"no sweep is given; name a YAML file, or one of {', '.join(sweeps.names())}" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- running
