@@ -111,6 +111,11 @@ class RolloutConfig(Section):
     the probabilities of the policy before the update; None weighs nothing. Prefixes and demonstrations are not sampled
     by the engine and have no weight."""
 
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of a row at most, prompt and response."""
+        return self.max_prompt_tokens + self.max_response_tokens
+
     @model_validator(mode="after")
     def _hybrid(self) -> Self:
         if self.hybrid_rows % self.rows_per_prefix:
@@ -398,18 +403,18 @@ class RunConfig(Section):
         """A copy with dotted fields changed: ``config.replace(**{"prefix.low": 0.1, "seed": 3})``."""
         return self.from_dict(_with_changes(type(self), self.to_dict(), changes))
 
+    def departures(self) -> dict[str, Any]:
+        """Dotted fields and values that differ from the defaults, without :data:`SHOWN_ELSEWHERE`."""
+        defaults = identity(type(self)().to_dict())
+        return {n: v for n, v in identity(self.to_dict()).items() if n not in defaults or defaults[n] != v}
+
     def hash(self) -> str:
         """Twelve hex digits that name everything but the run's name and seed, and where else it is shown.
 
         Only departures from the defaults are hashed, so that a field which a later version adds makes no stranger of a
         finished run. That a default was changed since, :func:`prefix_rft_lab.trainer.train` finds by the whole config.
         """
-        defaults = dict(flatten(type(self)().to_dict()))
-        values = {
-            name: value
-            for name, value in identity(self.to_dict()).items()
-            if name not in ("name", "seed") and not (name in defaults and defaults[name] == value)
-        }
+        values = {name: value for name, value in self.departures().items() if name not in ("name", "seed")}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 

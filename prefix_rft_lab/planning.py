@@ -173,7 +173,7 @@ class RunPlan:
     @property
     def longest(self) -> int:
         """Tokens of a row at most, prompt and response."""
-        return self.config.rollout.max_prompt_tokens + self.config.rollout.max_response_tokens
+        return self.config.rollout.row_tokens
 
     @property
     def steps(self) -> int:
@@ -265,8 +265,8 @@ def model_size(config: RunConfig) -> ModelSize:
     """
     found = _architecture(config)
     refuse_short_context(found, config)
-    longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
-    return _traced(config.model.path, found.to_json_string(use_diff=False), longest, config.model.dtype)
+    settings = found.to_json_string(use_diff=False)
+    return _traced(config.model.path, settings, config.rollout.row_tokens, config.model.dtype)
 
 
 def _architecture(config: RunConfig) -> Any:
@@ -409,8 +409,7 @@ def _rows_of_a_problem(stage: methods.Stage, config: RunConfig, steps: int) -> l
 
 def _rows_at_once(config: RunConfig) -> int:
     """Longest rows in one micro-batch."""
-    longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
-    return max(1, config.micro_batch_tokens // longest)
+    return max(1, config.micro_batch_tokens // config.rollout.row_tokens)
 
 
 def _generated(config: RunConfig, stages: tuple[StagePlan, ...]) -> tuple[int, int]:
@@ -470,7 +469,7 @@ def _parts(
         )
     if not stages:
         return
-    longest = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    longest = config.rollout.row_tokens
     most = max(max(math.ceil(s.problems / s.updates) * (s.rows // s.problems), s.replay) for s in stages)
     tokens = min(max(config.micro_batch_tokens, longest), most * longest)
     if model.kept_bytes is None:
@@ -514,7 +513,7 @@ def _parts(
 
 def _engine_parts(config: RunConfig, model: ModelSize, rows: int) -> Iterator[Part]:
     rollout = config.rollout
-    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    longest = rollout.row_tokens
     if rollout.engine == "vllm":
         width = 2 if autocast_dtype(config) is not None else 4
         token = cache_bytes_per_token(model, width)

@@ -133,7 +133,7 @@ def refuse_short_context(found: Any, config: RunConfig) -> None:
         ConfigError: they are.
     """
     context = getattr(found, "max_position_embeddings", None)
-    needed = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+    needed = config.rollout.row_tokens
     if context is not None and needed > context:
         raise ConfigError(
             f"rollout.max_prompt_tokens + rollout.max_response_tokens = {needed} exceeds the model's context of "

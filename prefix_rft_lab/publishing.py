@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefix_rft_lab import hub, templates
-from prefix_rft_lab.config import ConfigError, RunConfig, identity
+from prefix_rft_lab.config import ConfigError, RunConfig
 from prefix_rft_lab.runs import Run, RunError, check_writable, disk_error
 
 PAPER = "https://arxiv.org/abs/2507.01679"
@@ -183,11 +183,9 @@ def _public(value: Any) -> Any:
 
 def _departures(config: RunConfig) -> str:
     """A line ``field: value`` for each departure from the defaults; values are one line each, whatever they hold."""
-    default = identity(RunConfig().to_dict())
-    found = {n: v for n, v in identity(config.to_dict()).items() if n not in default or default[n] != v}
     return "\n".join(
         f"{name}: {json.dumps(_public(value) if name in _SOURCES else value, ensure_ascii=False)}"
-        for name, value in found.items()
+        for name, value in config.departures().items()
     )
 
 

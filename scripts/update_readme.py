@@ -24,13 +24,16 @@ def table(summary: dict) -> str:
     ]
     ood = {row["method"]: row for row in summary["compare"]["ood"]}
     for row in summary["compare"]["test"]:
-        cells = [f"{row[m]:.3f} [{row[f'{m}_low']:.3f}, {row[f'{m}_high']:.3f}]" for m in ("avg", "pass", "greedy")]
-        other = ood[row["method"]]
-        cells.append(f"{other['mean']:.3f} [{other['low']:.3f}, {other['high']:.3f}]")
+        cells = [*(scored(row, name) for name in ("avg", "pass", "greedy")), scored(ood[row["method"]], "avg")]
         lines.append(f"| {row['title']} | {row['seeds']} | " + " | ".join(cells) + " |")
     lines += ["", *(f"- {sentence}" for sentence in summary["verdicts"]["test"][:5])]
     lines += budget(summary["sweeps"].get("budget", []))
     return "\n".join([*lines, *claims(summary.get("claims", []))])
+
+
+def scored(row: dict, name: str) -> str:
+    """A score and its interval."""
+    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
 
 
 def budget(arms: list[dict]) -> list[str]:
@@ -40,8 +43,7 @@ def budget(arms: list[dict]) -> list[str]:
     scores: dict[str, dict[str, str]] = {}
     for row in arms:
         times, _, method = row["method"].partition(" · ")
-        shown = f"{row['avg']:.3f} [{row['avg_low']:.3f}, {row['avg_high']:.3f}]"
-        scores.setdefault(method, {})[times] = f"{shown}, {row['seeds']} seeds"
+        scores.setdefault(method, {})[times] = f"{scored(row, 'avg')}, {row['seeds']} seeds"
     columns = list(dict.fromkeys(times for by_times in scores.values() for times in by_times))
     return [
         "",

@@ -92,7 +92,7 @@ class VllmEngine:
             free, total = torch.cuda.mem_get_info(self.model.device)
             # vLLM refuses to start where less is free than this share; the trainer's memory is taken already.
             options = {"gpu_memory_utilization": 0.9 * free / total, "enable_sleep_mode": config.vllm.sleep}
-        length = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+        length = config.rollout.row_tokens
         try:
             with _side_effects_undone(), tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
