@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, Literal
 from unittest import mock
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from prefix_rft_lab import methods
 from prefix_rft_lab.config import ConfigError, RunConfig
@@ -27,6 +28,7 @@ from prefix_rft_lab.policy import (
     autocast_dtype,
     device_of,
     load_model_config,
+    recompute_layers,
     refuse_short_context,
     with_overrides,
 )
@@ -91,6 +93,8 @@ class ModelSize:
     kept_bytes: float | None
     """Bytes that one token of a row takes between forward and backward pass: what autograd saves, logits left out; None
     where the architecture cannot be traced."""
+    input_bytes: float | None
+    """What stays of :attr:`kept_bytes` where layers are computed again (``activation_checkpointing``): their inputs."""
     copied_bytes: int
     """Bytes of the weights that autocast copies into ``model.dtype``, the head's included; 0 in float32."""
 
@@ -266,7 +270,9 @@ def model_size(config: RunConfig) -> ModelSize:
     found = _architecture(config)
     refuse_short_context(found, config)
     settings = found.to_json_string(use_diff=False)
-    return _traced(config.model.path, settings, config.rollout.row_tokens, config.model.dtype)
+    return _traced(
+        config.model.path, settings, config.rollout.row_tokens, config.model.dtype, config.activation_checkpointing
+    )
 
 
 def _architecture(config: RunConfig) -> Any:
@@ -279,7 +285,7 @@ def _architecture(config: RunConfig) -> Any:
 
 
 @lru_cache(maxsize=16)
-def _traced(path: str, settings: str, length: int, dtype: str) -> ModelSize:
+def _traced(path: str, settings: str, length: int, dtype: str, recomputed: bool) -> ModelSize:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     # What cannot be traced is said in the plan.
@@ -302,7 +308,7 @@ def _traced(path: str, settings: str, length: int, dtype: str) -> ModelSize:
     text = found.get_text_config()
     heads = text.num_attention_heads
     low = dtype == "bfloat16"
-    kept, copied = None, MASTER_BYTES // 2 * parameters if low else 0
+    kept, inputs, copied = None, None, MASTER_BYTES // 2 * parameters if low else 0
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     cache = 2 * text.num_hidden_layers * kv_heads * head_dim * MASTER_BYTES
@@ -311,8 +317,13 @@ def _traced(path: str, settings: str, length: int, dtype: str) -> ModelSize:
             one = _saved_bytes(model, 1, length)
             # What does not grow with the rows is copies of weights.
             fixed = 2 * one - _saved_bytes(model, 2, length)
-            kept, copied = (one - fixed) / length, (fixed + 2 * head.numel()) * low
             cache = _cache_bytes(model)
+            if recomputed:
+                layers = recompute_layers(model, path)
+                inputs = (_saved_bytes(model, 2, length, layers) - _saved_bytes(model, 1, length, layers)) / length
+            kept, copied = (one - fixed) / length, (fixed + 2 * head.numel()) * low
+        except ConfigError:
+            raise
         except Exception:
             # Code whose shapes depend on values (experts that tokens choose) has no size before it runs.
             pass
@@ -328,12 +339,14 @@ def _traced(path: str, settings: str, length: int, dtype: str) -> ModelSize:
         vocab=head.shape[0],
         cache_bytes=cache,
         kept_bytes=kept,
+        input_bytes=inputs,
         copied_bytes=copied,
     )
 
 
-def _saved_bytes(model: Any, rows: int, length: int) -> int:
-    """Bytes of the tensors that autograd saves in a forward pass, each storage once, parameters left out."""
+def _saved_bytes(model: Any, rows: int, length: int, recomputed: Sequence[torch.nn.Module] = ()) -> int:
+    """Bytes of the tensors that a forward pass keeps, each storage once, parameters left out: what autograd saves, and of
+    layers that are computed again what they are given."""
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     saved: dict[int, torch.Tensor] = {}
 
@@ -341,6 +354,12 @@ def _saved_bytes(model: Any, rows: int, length: int) -> int:
         saved.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
+    def given(layer: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, torch.Tensor):
+                pack(leaf)
+
+    hooks = [layer.register_forward_pre_hook(given, with_kwargs=True) for layer in recomputed]
     # A look at values, which fake tensors have none of, finds that no row holds several sequences; without it attention
     # would be given a mask, and masked kernels keep more.
     with (
@@ -351,6 +370,8 @@ def _saved_bytes(model: Any, rows: int, length: int) -> int:
         # The last states are among what is saved, or the logits would need them anyway.
         states = model.base_model(input_ids=torch.zeros(rows, length, dtype=torch.long), use_cache=False)
         pack(states.last_hidden_state)
+    for hook in hooks:
+        hook.remove()
     return sum(tensor.untyped_storage().nbytes() for key, tensor in saved.items() if key not in own)
 
 
@@ -389,8 +410,14 @@ def _stage_plan(stage: methods.Stage, config: RunConfig, model: ModelSize, token
         read=read,
         micro_batches=batches,
         sampling_flops=(plain + hybrid) * forward,
-        update_flops=(3 * (problems * len(rows) + replay) + read) * forward,
+        update_flops=(passes(config) * (problems * len(rows) + replay) + read) * forward,
     )
+
+
+def passes(config: RunConfig) -> int:
+    """What training a row costs, in forward passes: one, a backward pass of two, and a second one where layers are computed
+    again."""
+    return 4 if config.activation_checkpointing else 3
 
 
 def _rows_of_a_problem(stage: methods.Stage, config: RunConfig, steps: int) -> list[Row]:
@@ -477,11 +504,13 @@ def _parts(
             name="activations", sum="not known: this architecture cannot be traced", bytes=None, phases=("update",)
         )
     else:
+        kept, layer = model.kept_bytes, model.kept_bytes / model.layers
+        counted = f"{model.layers} layers x {layer:,.0f} B (traced; none recomputed)"
+        if model.input_bytes is not None:
+            kept = model.input_bytes + layer
+            counted = f"({model.input_bytes:,.0f} B layers' inputs + {layer:,.0f} B one layer; traced)"
         yield Part(
-            name="activations",
-            sum=f"{tokens:,} tokens x {model.layers} layers x {model.kept_bytes / model.layers:,.0f} B (traced; none recomputed)",
-            bytes=tokens * model.kept_bytes,
-            phases=("update",),
+            name="activations", sum=f"{tokens:,} tokens x {counted}", bytes=round(tokens * kept), phases=("update",)
         )
     chunk = min(tokens, max(1, LOGITS_AT_ONCE // model.vocab))
     width = LOGIT_COPIES * 4 + 2 * low
@@ -716,14 +745,15 @@ def _times(found: RunPlan, throughput: Throughput) -> list[str]:
             add(f"{stage.name}: sampling", f"{stage.sampled:,}", stage.sampling_flops, stage.steps)
         trained = f"({stage.rows:,} + {stage.replay:,})" if stage.replay else f"{stage.rows:,}"
         first = f" + {stage.read:,} before" if stage.read else ""
-        add(f"{stage.name}: update", f"3 x {trained}{first}", stage.update_flops, stage.steps)
+        add(f"{stage.name}: update", f"{passes(found.config)} x {trained}{first}", stage.update_flops, stage.steps)
     add("evaluation", f"{found.evaluation_rows:,}", found.evaluation_flops, 1)
     table.append(("the run", "", _power(found.flops), "", "", _duration(found.flops / rate)))
+    backward = "three" if found.config.activation_checkpointing else "two"
     dense, forward = 2.0 * model.multiplied * tokens, model.forward_flops(tokens)
     return [
         format_table(table),
         f"A row of {tokens:,} tokens: 2 x {_short(model.multiplied)} parameters x {tokens:,} = {_power(dense)} FLOP, and"
-        f" {_power(forward - dense)} of attention; backward twice that.",
+        f" {_power(forward - dense)} of attention; backward {backward} times that.",
         f"The rate is {throughput.source}.",
     ]
 

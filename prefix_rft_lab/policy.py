@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,39 @@ def load_policy(config: RunConfig) -> tuple[Any, Any]:
     if len(stops := stop_ids(tokenizer)) > 1 and model.generation_config is not None:
         # The saved model then ends where it ended in training, whoever generates with it.
         model.generation_config.eos_token_id = list(stops)
+    if config.activation_checkpointing:
+        recompute_layers(model, path)
     return model.to(device_of(config)).eval(), tokenizer
+
+
+def recompute_layers(model: Any, path: str) -> list[torch.nn.Module]:
+    """Let every layer of a model keep only its input for the backward pass, and be computed again there (activation
+    checkpointing, arXiv 1604.06174); returns the layers.
+
+    The layers are those that transformers would checkpoint. Its own switch works in training mode only, which is also that
+    of dropout, and a policy here stays in evaluation mode.
+
+    Raises:
+        ConfigError: the architecture names no such layers.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(
+            f"activation_checkpointing = true needs layers that can be computed again, and transformers names none in "
+            f"model.path = {path!r}; set it to false"
+        )
+    for layer in layers:
+        layer.forward = partial(_recomputed, layer.forward)
+    return layers
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    # Nothing in a layer is random: dropout is off.
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:

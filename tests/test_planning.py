@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers_factory import save_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import T5Config
 
 from prefix_rft_lab import cli, planning, trainer
@@ -73,7 +76,10 @@ def test_sums_of_the_7b_model_by_hand():
     assert (stage.steps, stage.updates, stage.micro_batches, stage.read) == (500, 1, 1024, 128)
     forward = 2 * (n - 152_064 * 3584) * 9216 + 2 * 28 * 3584 * 9216**2
     assert stage.sampling_flops == 1024 * forward
-    assert stage.update_flops == (3 * 1024 + 128) * forward
+    assert stage.update_flops == (4 * 1024 + 128) * forward
+    # What goes from layer to layer is float32; the final norm keeps its input and two like it.
+    assert found.model.input_bytes == pytest.approx((28 + 3) * 3584 * 4, rel=0.01)
+    assert part(found, "activations").bytes == round(9216 * (found.model.input_bytes + found.model.kept_bytes / 28))
     assert found.peak_bytes == max(sum(p.bytes for p in found.parts if phase in p.phases) for phase in PHASES)
 
 
@@ -138,6 +144,63 @@ def test_activations_are_what_a_real_forward_pass_keeps(tiny, small, dtype):
     total = sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in own)
     weights = found.copied_bytes - 2 * found.head if low else 0
     assert total == pytest.approx(3 * length * found.kept_bytes + weights, rel=0.01)
+
+
+class Held(TorchDispatchMode):
+    """Bytes of the tensors that were made while it is on and are still there: now, and at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self.known = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage()._cdata for tensor in tensors((args, kwargs))}
+        for tensor in tensors(made):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in given and storage._cdata not in self.known:
+                self.known[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self.freed, storage._cdata)
+        return made
+
+    def freed(self, key):
+        self.now -= self.known.pop(key)
+
+
+def tensors(tree):
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_activations_of_layers_computed_again_are_those_of_a_real_backward_pass(small, dtype):
+    config = small(**{"model.dtype": dtype, "activation_checkpointing": True})
+    found = plan(config)
+    tokens = 64 * config.rollout.row_tokens
+    kept = tokens * (found.model.input_bytes + found.model.kept_bytes / found.model.layers)
+    model, _ = load_policy(config)
+    ids = torch.zeros(64, config.rollout.row_tokens, dtype=torch.long)
+    with Held() as held:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast_dtype(config) is not None):
+            states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        weights = found.model.copied_bytes - 2 * found.model.head if autocast_dtype(config) is not None else 0
+        assert held.now == pytest.approx(tokens * found.model.input_bytes, rel=0.02)
+        assert held.most < kept + weights
+        states.sum().backward()
+    gradients = sum(p.grad.nbytes for p in model.base_model.parameters())
+    # Kernels of a backward pass hold gradients of activations too, which the plan does not count.
+    assert held.most - gradients == pytest.approx(kept, rel=0.1)
+
+
+def test_layers_computed_again_cost_a_forward_pass_more():
+    with_, without = (plan(preset("paper-1.5b", activation_checkpointing=again)) for again in (True, False))
+    [more], [less] = with_.stages, without.stages
+    forward = less.sampling_flops / less.sampled
+    assert more.update_flops - less.update_flops == pytest.approx(1024 * forward)
+    assert more.sampling_flops == less.sampling_flops
+    assert with_.cards(80) == 1 and without.cards(80) == 2, "the 1.5B model fits one card so"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -13,6 +13,7 @@ from tokenizers_factory import save_model
 
 from prefix_rft_lab import methods, policy
 from prefix_rft_lab.config import ConfigError
+from prefix_rft_lab.generation import Request, TransformersEngine
 from prefix_rft_lab.policy import load_policy
 from prefix_rft_lab.tasks import chains
 from prefix_rft_lab.tokens import encode_problems, pad_id, pad_rows
@@ -115,6 +116,65 @@ def test_chunks_of_logits_change_nothing(tiny, rows, monkeypatch):
         policy.response_stats(twin, batch).logp.sum().backward()
         gradients.append(twin.base_model.embed_tokens.weight.grad)
     assert torch.allclose(*gradients, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["tiny", "qwen2", "llama3"])
+def test_layers_that_are_computed_again_change_no_bit(small, tmp_path, monkeypatch, family, dtype):
+    """An update in several micro-batches, with each kind's own gradient, on logits in chunks; and sampling after it."""
+    path = family
+    if family != "tiny":
+        path = str(tmp_path)
+        save_model(tmp_path, family)
+    monkeypatch.setattr(policy, "LOGITS_AT_ONCE", 2**10)
+    found = []
+    for again in (False, True):
+        config = small(
+            **{"model.path": path, "model.template": "none", "model.dtype": dtype, "activation_checkpointing": again},
+            **{"micro_batch_tokens": 150},
+        )
+        model, tokenizer = load_policy(config)
+        calls = count_calls(model)
+        problem = encode_problems(tokenizer, chains.problems("train", 1), config)[0][0]
+        ids = problem.demonstration_ids
+        rows = [Row(problem=problem, row=i, prefix_ids=ids[: 3 * i], sampled_ids=ids[3 * i :]) for i in range(4)]
+        for row in rows:
+            row.score = float(row.row == 1)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        updater = Updater(model, config, pad_id=pad_id(tokenizer))
+        result = updater.update(rows, methods.PREFIX_RFT, config.rl, optimizer, 0, diagnose=True)
+        sampled = TransformersEngine(model, eos_id=-1).generate([Request(context_ids=ids[:4], max_new_tokens=9, key=1)])
+        found.append((result, [p.grad for p in model.parameters()], list(model.parameters()), sampled, calls))
+    (plain, *before, plain_calls), (other, *after, other_calls) = found
+    assert plain.loss == other.loss and plain.grad_norm == other.grad_norm > 0
+    assert plain.grad_norms == other.grad_norms and plain.kl == other.kl
+    assert all(
+        torch.equal(a, b) for one, two in zip(before[:2], after[:2], strict=True) for a, b in zip(one, two, strict=True)
+    )
+    assert before[2] == after[2]
+    # With more calls comes the proof that something was computed again.
+    assert other_calls["layer"] > plain_calls["layer"] and other_calls["model"] == plain_calls["model"]
+
+
+def count_calls(model):
+    """How often the attention of the first layer, and the whole model, are computed."""
+    calls = {"layer": 0, "model": 0}
+
+    def count(name):
+        def hook(*_):
+            calls[name] += 1
+
+        return hook
+
+    model.base_model.layers[0].self_attn.register_forward_hook(count("layer"))
+    model.base_model.register_forward_hook(count("model"))
+    return calls
+
+
+def test_an_architecture_without_layers_to_compute_again(tiny, small, monkeypatch):
+    monkeypatch.setattr("transformers.modeling_layers.GradientCheckpointingLayer", torch.nn.Bilinear)
+    with pytest.raises(ConfigError, match=r"activation_checkpointing = true needs layers .* set it to false"):
+        load_policy(small(activation_checkpointing=True))
 
 
 def test_a_step_without_gradient_keeps_the_momentum(tiny, small, rows):
