@@ -311,13 +311,13 @@ def _traced(path: str, settings: str, length: int, dtype: str, recomputed: bool)
     kept, inputs, copied = None, None, MASTER_BYTES // 2 * parameters if low else 0
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    cache = 2 * text.num_hidden_layers * kv_heads * head_dim * MASTER_BYTES
+    cache = 2 * text.num_hidden_layers * kv_heads * head_dim * MASTER_BYTES // (1 + low)
     with fake, torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
         try:
             one = _saved_bytes(model, 1, length)
             # What does not grow with the rows is copies of weights.
             fixed = 2 * one - _saved_bytes(model, 2, length)
-            cache = _cache_bytes(model)
+            cache = _cache_bytes(model, MASTER_BYTES // (1 + low))
             if recomputed:
                 layers = recompute_layers(model, path)
                 inputs = (_saved_bytes(model, 2, length, layers) - _saved_bytes(model, 1, length, layers)) / length
@@ -375,11 +375,11 @@ def _saved_bytes(model: Any, rows: int, length: int, recomputed: Sequence[torch.
     return sum(tensor.untyped_storage().nbytes() for key, tensor in saved.items() if key not in own)
 
 
-def _cache_bytes(model: Any, tokens: int = 8) -> int:
-    """Bytes of one token in the cache that a prefill makes."""
+def _cache_bytes(model: Any, width: int, tokens: int = 8) -> int:
+    """Bytes of one token in the cache that a prefill makes, at ``width`` bytes a number."""
     with torch.no_grad():
         made = model.base_model(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=True).past_key_values
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in made.layers) // tokens
+    return width * sum(layer.keys.numel() + layer.values.numel() for layer in made.layers) // tokens
 
 
 # ---------------------------------------------------------------------- rows and FLOPs
@@ -492,7 +492,7 @@ def _parts(
             name="weights in bfloat16",
             sum=f"{_short(model.copied_bytes / 2)} x 2 B that autocast copies for a pass",
             bytes=model.copied_bytes,
-            phases=("update",),  # in inference mode each is made anew and dropped at once
+            phases=("update",) if config.rollout.engine == "vllm" else ("sampling", "update"),
         )
     if not stages:
         return

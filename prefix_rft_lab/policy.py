@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -179,7 +179,7 @@ def load_policy(config: RunConfig) -> tuple[Any, Any]:
     return model.to(device_of(config)).eval(), tokenizer
 
 
-def recompute_layers(model: Any, path: str) -> list[torch.nn.Module]:
+def recompute_layers(model: Any, path: str) -> Sequence[torch.nn.Module]:
     """Let every layer of a model keep only its input for the backward pass, and be computed again there (activation
     checkpointing, arXiv 1604.06174); returns the layers.
 

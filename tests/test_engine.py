@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from prefix_rft_lab import rng
@@ -271,6 +272,32 @@ def test_no_global_generator_is_touched(models):
 
 def test_nothing_to_do(models):
     assert TransformersEngine(models["qwen2"][0], eos_id=EOS).generate([]) == []
+
+
+class Copies(TorchDispatchMode):
+    """Copies of a matrix of weights in another precision, and the largest tensor of four dimensions that was copied so."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights, self.largest = 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default:
+            self.weights += isinstance(args[0], torch.nn.Parameter)
+            self.largest = max(self.largest, args[0].numel() if args[0].dim() == 4 else 0)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["tiny", "qwen2"])
+def test_half_precision_copies_neither_weights_nor_cache_for_every_token(models, name):
+    model, _, contexts = models[name]
+    engine = TransformersEngine(model, eos_id=-1, autocast=torch.bfloat16)
+    found = []
+    for tokens in (3, 30):
+        with Copies() as copies:
+            engine.generate([Request(context_ids=contexts[0][:4], max_new_tokens=tokens, key=i) for i in range(5)])
+        found.append((copies.weights, copies.largest))
+    assert found[0] == found[1] and found[0][0] > 0
 
 
 def test_half_precision_keeps_the_cache_in_it(models):

@@ -29,11 +29,13 @@ GROW = 16
 class RaggedCache(Cache):
     """Preallocated keys and values with a write position for each row.
 
-    ``columns[i]`` is where row i's next key goes; ``width`` bounds the columns that attention reads.
+    ``columns[i]`` is where row i's next key goes; ``width`` bounds the columns that attention reads. Under autocast, keys and
+    values are kept in its precision, which is the one that attention would round all of them to for every token.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
         super().__init__(layers=[])
+        self.dtype = dtype
         self.keys: list[torch.Tensor] = []  # one a layer: (rows, heads, capacity, head_dim)
         self.values: list[torch.Tensor] = []
         self.columns = torch.empty(0, dtype=torch.long)  # (rows,)
@@ -42,8 +44,8 @@ class RaggedCache(Cache):
 
     def load(self, layers: list[tuple[torch.Tensor, torch.Tensor]], lengths: torch.Tensor) -> None:
         """Start from prefilled (keys, values) of each layer, (rows, heads, width, head_dim), valid up to ``lengths``."""
-        self.keys = [keys for keys, _ in layers]
-        self.values = [values for _, values in layers]
+        self.keys = [keys.to(self.dtype or keys.dtype) for keys, _ in layers]
+        self.values = [values.to(self.dtype or values.dtype) for _, values in layers]
         self.columns = lengths
         self.rows = torch.arange(len(lengths), device=lengths.device)
 
@@ -69,7 +71,6 @@ class RaggedCache(Cache):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write one new column of each row, (rows, heads, 1, head_dim), and return all columns up to ``width``."""
         keys, values = self.keys[layer_idx], self.values[layer_idx]
-        # Autocast prefills in another precision than it decodes.
         keys[self.rows, :, self.columns] = key_states[:, :, 0].to(keys.dtype)
         values[self.rows, :, self.columns] = value_states[:, :, 0].to(values.dtype)
         return keys[:, :, : self.width], values[:, :, : self.width]
@@ -112,7 +113,8 @@ class TransformersEngine:
         device = self.model.device
         try:
             with (
-                torch.inference_mode(),
+                # In inference mode autocast would copy all weights again for every token.
+                torch.inference_mode() if self.autocast is None else torch.no_grad(),
                 torch.autocast(device.type, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None),
             ):
                 for start in range(0, len(requests), self.max_batch_rows):
@@ -164,7 +166,7 @@ class TransformersEngine:
         counts = np.zeros(len(requests), dtype=np.int64)
         ended = np.zeros(len(requests), dtype=bool)
 
-        cache = RaggedCache()
+        cache = RaggedCache(self.autocast)
         logits = self._prefill(requests, cache)
         rows = np.arange(len(requests))  # request of each row still in the batch
         running = limits > 0  # ... and whether it still runs
