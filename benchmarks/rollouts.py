@@ -10,6 +10,7 @@ installed, with its weights pushed before every round.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 
@@ -18,7 +19,7 @@ import yaml
 
 from prefix_rft_lab import prefixes, preset, rng
 from prefix_rft_lab.doctor import installed_vllm
-from prefix_rft_lab.generation import Request, TransformersEngine, engine_for
+from prefix_rft_lab.generation import Request, engine_for
 from prefix_rft_lab.policy import load_policy
 from prefix_rft_lab.tasks import sources
 from prefix_rft_lab.tokens import encode_problems, pad_id
@@ -44,7 +45,9 @@ def main() -> None:
         Request(context_ids=ids, max_new_tokens=limit - len(row.prefix_ids), key=rng.key(0, "benchmark", i))
         for i, (row, ids) in enumerate(zip(rows, contexts, strict=True))
     ]
-    engine = TransformersEngine(model, eos_id=tokenizer.eos_token_id)
+    engine = engine_for(model, config.replace(**{"rollout.engine": "transformers"}), eos_id=tokenizer.eos_token_id)
+    # The kit keeps float32 weights and computes in bfloat16; model.generate is at its best on weights that are bfloat16.
+    plain = model if config.model.dtype == "float32" else copy.deepcopy(model).to(torch.bfloat16)
 
     width, fill = max(map(len, contexts)), pad_id(tokenizer)
     input_ids = torch.tensor([[fill] * (width - len(ids)) + ids for ids in contexts])
@@ -54,7 +57,7 @@ def main() -> None:
         return sum(len(c.token_ids) for c in engine.generate(requests))
 
     def theirs() -> int:
-        out = model.generate(
+        out = plain.generate(
             input_ids=input_ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=limit, pad_token_id=fill
         )[:, width:]
         ended = (out == tokenizer.eos_token_id).long()
@@ -77,7 +80,7 @@ def main() -> None:
             tokens = generate()
             if round_number:  # the first round warms up
                 speeds[name].append(tokens / (time.perf_counter() - start))
-    print(f"{len(rows)} rows, {config.threads} thread(s), {args.rounds} rounds")
+    print(f"{len(rows)} rows, {config.model.dtype}, {config.threads} thread(s), {args.rounds} rounds")
     for name, values in speeds.items():
         print(
             f"{name:15s} median {statistics.median(values):8.0f} tokens/s (min {min(values):.0f}, max {max(values):.0f})"

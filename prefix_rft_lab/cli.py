@@ -564,7 +564,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def _plans(configs: Sequence[RunConfig], flops: float | None, response_tokens: int | None) -> str:
     """What each method would be; its seeds are alike."""
-    from prefix_rft_lab import planning
+    from prefix_rft_lab import plan_text, planning
     from prefix_rft_lab.config import ConfigError
     from prefix_rft_lab.pool import quiet
 
@@ -577,7 +577,7 @@ def _plans(configs: Sequence[RunConfig], flops: float | None, response_tokens: i
         found = planning.plan(alike[0], response_tokens=response_tokens)
         rate = planning.Throughput(flops=flops, source="given by --flops") if flops else planning.throughput_for(found)
         many = f"\n{len(alike)} seeds: as many runs like this one" if len(alike) > 1 else ""
-        texts.append(planning.format_plan(found, rate) + many)
+        texts.append(plan_text.format_plan(found, rate) + many)
     return "\n\n\n".join(texts)
 
 

@@ -393,7 +393,7 @@ def _stage_plan(stage: methods.Stage, config: RunConfig, model: ModelSize, token
     hybrid = problems * sum(row.is_hybrid for row in rows)
     plain = problems * len(rows) - demonstrations - hybrid
     updates = min(config.loss.updates_per_rollout, problems) if stage.samples else 1
-    batches = math.ceil(math.ceil(problems / updates) * len(rows) / _rows_at_once(config))
+    batches = math.ceil(math.ceil(problems / updates) * len(rows) / rows_at_once(config))
     replay = stage.replay.batch(config) if stage.replay is not None else 0
     forward = model.forward_flops(config.rollout.max_prompt_tokens + tokens)
     ranked = hybrid * (TokenKind.PREFIX in stage.entropy_clip) + plain * (TokenKind.ON_POLICY in stage.entropy_clip)
@@ -434,7 +434,7 @@ def _rows_of_a_problem(stage: methods.Stage, config: RunConfig, steps: int) -> l
     return max(tried, key=lambda rows: sum(row.is_hybrid for row in rows))
 
 
-def _rows_at_once(config: RunConfig) -> int:
+def rows_at_once(config: RunConfig) -> int:
     """Longest rows in one micro-batch."""
     return max(1, config.micro_batch_tokens // config.rollout.row_tokens)
 
@@ -473,7 +473,7 @@ def _parts(
     rows: int,
 ) -> Iterator[Part]:
     count, low = model.parameters, autocast_dtype(config) is not None
-    each = f"{_short(count)} x {MASTER_BYTES} B (float32)"
+    each = f"{short(count)} x {MASTER_BYTES} B (float32)"
     yield Part(name="weights", sum=each, bytes=MASTER_BYTES * count, phases=PHASES, sharded=True)
     if optimizers:
         # They stay from one update to the next: gradients are dropped where the next update starts.
@@ -481,7 +481,7 @@ def _parts(
         sets = "" if optimizers == 1 else f"{optimizers} optimizers x "
         yield Part(
             name="AdamW",
-            sum=f"{sets}{_short(count)} x {MOMENTS} moments x {MASTER_BYTES} B (float32)",
+            sum=f"{sets}{short(count)} x {MOMENTS} moments x {MASTER_BYTES} B (float32)",
             bytes=optimizers * MOMENTS * MASTER_BYTES * count,
             phases=PHASES,
             sharded=True,
@@ -490,7 +490,7 @@ def _parts(
     if low:
         yield Part(
             name="weights in bfloat16",
-            sum=f"{_short(model.copied_bytes / 2)} x 2 B that autocast copies for a pass",
+            sum=f"{short(model.copied_bytes / 2)} x 2 B that autocast copies for a pass",
             bytes=model.copied_bytes,
             phases=("update",) if config.rollout.engine == "vllm" else ("sampling", "update"),
         )
@@ -549,7 +549,7 @@ def _engine_parts(config: RunConfig, model: ModelSize, rows: int) -> Iterator[Pa
         held: tuple[Phase, ...] = ("sampling",) if config.vllm.sleep else PHASES
         yield Part(
             name="vLLM's weights",
-            sum=f"{_short(model.parameters)} x {width} B ({config.model.dtype})",
+            sum=f"{short(model.parameters)} x {width} B ({config.model.dtype})",
             bytes=width * model.parameters,
             phases=held,
         )
@@ -635,180 +635,9 @@ def throughput_for(found: RunPlan) -> Throughput:
     return measured_throughput(found.config) if memory is not None and found.peak_bytes <= memory else ASSUMED
 
 
-# ---------------------------------------------------------------------- in words
-
-
-def format_plan(found: RunPlan, throughput: Throughput) -> str:
-    """The plan as text, 120 columns: stages, memory, cards, time, disk, and what was assumed."""
-    from prefix_rft_lab.evaluation_run import format_table
-
-    config, model = found.config, found.model
-    lines = [
-        f"{config.name}: {methods.get(config.method).title}; planned from the config, no weights loaded, no problem read",
-        "",
-        *_labelled(
-            "model",
-            [
-                f"{model.path}: {model.parameters:,} parameters",
-                f"{model.layers} layers of {model.heads} heads of {model.head_dim} ({model.kv_heads} of keys and values), vocabulary {model.vocab:,}",
-            ],
-        ),
-    ]
-    for stage in found.stages:
-        lines += _labelled(stage.name, _stage_lines(found, stage))
-    lines += _labelled("evaluation", [f"{found.evaluation_rows:,} rows sampled in all, at most"])
-    table: list[tuple[str, ...]] = [("memory", "GiB", "held during", "sum")]
-    for part in found.parts:
-        when = "all" if part.phases == PHASES else ", ".join(part.phases)
-        table.append((part.name, "?" if part.bytes is None else _gib(part.bytes), when, part.sum))
-    lines += ["", format_table(table), "", *_peaks(found), "", format_table(_cards(found)), ""]
-    lines += [*_times(found, throughput), "", *_disk(found), "", *_assumptions(found)]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _labelled(label: str, texts: list[str]) -> list[str]:
-    return [f"{label if i == 0 else '':<12}{text}" for i, text in enumerate(texts)]
-
-
-def _stage_lines(found: RunPlan, stage: StagePlan) -> list[str]:
-    config, rollout = found.config, found.config.rollout
-    kinds = (
-        (stage.plain, "sampled from the prompt"),
-        (stage.hybrid, "that continue a prefix"),
-        (stage.demonstrations, "demonstrations"),
-    )
-    rows = ", ".join(f"{count:,} {kind}" for count, kind in kinds if count)
-    total = stage.steps * stage.rows
-    updates = f"{stage.updates:,} update{'s' if stage.updates > 1 else ''}"
-    lines = [
-        f"{stage.steps:,} steps of {stage.problems:,} problems x {stage.rows // stage.problems} = {stage.rows:,} rows;"
-        f" {total:,} rows in all",
-        f"rows of a step: {rows}",
-        f"row: at most {rollout.max_prompt_tokens:,} prompt + {rollout.max_response_tokens:,} response = {found.longest:,} tokens;"
-        f" step: {stage.rows:,} x {found.longest:,} = {stage.rows * found.longest:,}",
-        f"{updates} a step, of {stage.micro_batches:,} micro-batches at most"
-        f" (micro_batch_tokens = {config.micro_batch_tokens:,}, {_rows_at_once(config):,} of the longest rows)",
-    ]
-    if stage.replay:
-        lines.append(
-            f"and a second update on {stage.replay:,} demonstrations once so many problems were solved by no row"
-        )
-    return lines
-
-
-def _peaks(found: RunPlan) -> list[str]:
-    lines = []
-    for phase in PHASES:
-        held = [part for part in found.parts if phase in part.phases]
-        if phase != "sampling" and not found.stages:
-            continue
-        numbers = " + ".join(_gib(part.bytes) for part in held if part.bytes is not None)
-        unknown = " + ?" if any(part.bytes is None for part in held) else ""
-        lines += _labelled(
-            phase, [f"{numbers}{unknown} = {_gib(found.bytes_in(phase))} GiB{' at least' if unknown else ''}"]
-        )
-    return lines
-
-
-def _cards(found: RunPlan) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [
-        ("GPU", "fits on one", "weights, gradients and AdamW sharded by FSDP (not in the kit yet)")
-    ]
-    unknown = any(part.bytes is None for part in found.parts)
-    for gib in CARDS:
-        number = found.cards(gib)
-        shared = "not needed" if number == 1 else f"on {number} at least"
-        if number is None:
-            rest = max(
-                sum(part.bytes or 0 for part in found.parts if phase in part.phases and not part.sharded)
-                for phase in PHASES
-            )
-            shared = f"on no number: the rest is {_gib(rest)} GiB on each"
-        one = "yes" if number == 1 else "no"
-        rows.append((f"{gib} GB", f"{one}{' (activations left out)' if unknown and number == 1 else ''}", shared))
-    return rows
-
-
-def _times(found: RunPlan, throughput: Throughput) -> list[str]:
-    from prefix_rft_lab.evaluation_run import format_table
-
-    model, tokens, rate = found.model, found.config.rollout.max_prompt_tokens + found.response_tokens, throughput.flops
-    table: list[tuple[str, ...]] = [("time", "rows read", "FLOP", f"at {_power(rate)} FLOP/s", "times", "in all")]
-
-    def add(name: str, rows: str, flops: float, times: int) -> None:
-        table.append(
-            (name, rows, _power(flops), _duration(flops / rate), f"{times:,}", _duration(times * flops / rate))
-        )
-
-    for stage in found.stages:
-        if stage.sampled:
-            add(f"{stage.name}: sampling", f"{stage.sampled:,}", stage.sampling_flops, stage.steps)
-        trained = f"({stage.rows:,} + {stage.replay:,})" if stage.replay else f"{stage.rows:,}"
-        first = f" + {stage.read:,} before" if stage.read else ""
-        add(f"{stage.name}: update", f"{passes(found.config)} x {trained}{first}", stage.update_flops, stage.steps)
-    add("evaluation", f"{found.evaluation_rows:,}", found.evaluation_flops, 1)
-    table.append(("the run", "", _power(found.flops), "", "", _duration(found.flops / rate)))
-    backward = "three" if found.config.activation_checkpointing else "two"
-    dense, forward = 2.0 * model.multiplied * tokens, model.forward_flops(tokens)
-    return [
-        format_table(table),
-        f"A row of {tokens:,} tokens: 2 x {_short(model.multiplied)} parameters x {tokens:,} = {_power(dense)} FLOP, and"
-        f" {_power(forward - dense)} of attention; backward {backward} times that.",
-        f"The rate is {throughput.source}.",
-    ]
-
-
-def _disk(found: RunPlan) -> list[str]:
-    texts, count = [], found.model.parameters
-    if found.stages:
-        kept = found.config.records.keep_checkpoints
-        each = found.checkpoint_bytes / count
-        texts.append(
-            f"checkpoint {_short(count)} x {each:.0f} B (weights, AdamW) = {_gib(found.checkpoint_bytes)} GiB;"
-            f" {kept} kept and one being written = {_gib((kept + 1) * found.checkpoint_bytes)} GiB"
-        )
-    if found.model_bytes:
-        texts.append(f"final model {_short(count)} x {MASTER_BYTES} B (float32) = {_gib(found.model_bytes)} GiB")
-    return _labelled("disk", texts or ["no weights are written"])
-
-
-def _assumptions(found: RunPlan) -> list[str]:
-    config = found.config
-    other = found.response_tokens != config.rollout.max_response_tokens
-    texts = [
-        "every problem has a demonstration; every row has a gradient and is as long as allowed"
-        + (f" (time: {found.response_tokens:,} response tokens)" if other else ""),
-        f"{ROOM:.0%} of a GPU's memory can be used, and a card of 24 GB holds 24 GiB",
-        "not counted: what kernels, vLLM and a growing cache hold while they work; grading; weights read again for",
-        "every sampled token, often slower than its FLOPs; a run reaches a part of the rate of plain products",
-    ]
-    if config.data.demonstration_fraction < 1:
-        share = f"data.demonstration_fraction = {config.data.demonstration_fraction:g}"
-        texts.append(f"{share}: the other problems have rows from the prompt alone")
-    return _labelled("assumed", texts)
-
-
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """Three digits: 7.62e9, 512, 84.3e3."""
     if number < 1000:
         return f"{number:.3g}"
     power = 3 * int(math.log10(number) // 3)
     return f"{number / 10**power:.3g}e{power}"
-
-
-def _power(number: float) -> str:
-    """Two digits: 4e14."""
-    return f"{number:.2g}".replace("e+", "e")
-
-
-def _gib(size: float) -> str:
-    gib = size / 2**30
-    return f"{gib:.1f}" if gib >= 1 else f"{gib:.2g}"
-
-
-def _duration(seconds: float) -> str:
-    """Two digits: what is estimated is no more exact."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.2g} {unit}" if seconds < 100 * length else f"{seconds / length:,.0f} {unit}"
-    return f"{seconds:.2g} s"

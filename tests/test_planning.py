@@ -19,7 +19,8 @@ from prefix_rft_lab.config import ConfigError, preset
 from prefix_rft_lab.generation import Request, TransformersEngine
 from prefix_rft_lab.generation.transformers_engine import RaggedCache
 from prefix_rft_lab.methods import METHODS
-from prefix_rft_lab.planning import GROWTH, PHASES, Throughput, cache_bytes_per_token, format_plan, model_size, plan
+from prefix_rft_lab.plan_text import format_plan
+from prefix_rft_lab.planning import GROWTH, PHASES, Throughput, cache_bytes_per_token, model_size, plan
 from prefix_rft_lab.policy import autocast_dtype, load_policy
 from prefix_rft_lab.runs import RunWriter
 from prefix_rft_lab.trainer import Trainer
@@ -70,6 +71,7 @@ def test_sums_of_the_7b_model_by_hand():
     # q, k, v, o, gate, up, down, and the head, in two bytes; sines and cosines, which all rows share as well, in four.
     layer = 2 * 3584 * 3584 + 2 * 3584 * 512 + 3 * 3584 * 18_944
     assert part(found, "weights in bfloat16").bytes == 2 * (28 * layer + 152_064 * 3584) + 2 * 9216 * 128 * 4
+    assert part(found, "weights in bfloat16").phases == ("update",), "vLLM samples from weights of its own"
     assert found.checkpoint_bytes == 12 * n and found.model_bytes == 4 * n
     [stage] = found.stages
     assert (stage.rows, stage.plain, stage.hybrid, stage.demonstrations) == (1024, 896, 128, 0)
@@ -220,6 +222,8 @@ def test_the_cache_is_that_of_the_real_engine(tiny, small, monkeypatch, dtype):
     context = [1] * rollout.max_prompt_tokens
     engine.generate([Request(context_ids=context, max_new_tokens=rollout.max_response_tokens, key=i) for i in range(5)])
     planned = part(plan(config), "key-value cache").bytes
+    if dtype == "bfloat16":
+        assert part(plan(config), "weights in bfloat16").phases == ("sampling", "update")
     columns = rollout.max_prompt_tokens + rollout.max_response_tokens + GROWTH
     assert max(grown) <= planned and max(grown) % (planned // columns) == 0
     assert max(grown) >= planned * (1 - (GROWTH + 1) / columns)
