@@ -319,12 +319,11 @@ def _runs_of(
 
     if sweep not in plans:
         plans[sweep] = sweeps.plan(sweep, profile)
-    size = f" --profile {profile}" if profile else ""
+    # Where `prefix-rft claims` and `prefix-rft reproduce` look for runs.
+    size = f" --profile {profile} --out reproduction/{profile}/runs" if profile else ""
     planned = [run.config for run in plans[sweep].runs if run.label == arm]
     if not planned:
-        raise _Missing(
-            f"The profile {profile} of sweep {sweep!r} has no arm {arm!r}; use prefix-rft sweep {sweep} --profile full."
-        )
+        raise _Missing(f"The profile {profile} of sweep {sweep!r} has no arm {arm!r}; judge the profile full.")
     runs = [found[key] for key in sorted((c.hash(), c.seed) for c in planned) if key in found]
     if not runs:
         raise _Missing(f"No finished run of {arm!r}; make them by prefix-rft sweep {sweep}{size}.")

@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
             "prefix-rft train --method rft --steps 50",
             "prefix-rft train --method prefix_rft --seeds 0,1,2 --workers 2",
             "prefix-rft train --method all --seeds 0,1,2 --workers 2",
-            "prefix-rft train --problems mine.jsonl --model path/to/model --set rollout.max_response_tokens=256",
+            "prefix-rft train --preset smol --problems mine.jsonl --model path/to/model --set rollout.max_response_tokens=256",
             "prefix-rft train --config run.yaml --set prefix.keep_fraction=0.5 --dry-run",
             "prefix-rft train --preset paper-7b --plan",
         )
@@ -298,7 +298,8 @@ def _add_sweep(sub: argparse.ArgumentParser) -> None:
 def _add_evaluate(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--model", required=True, metavar="MODEL", help="tiny, a directory, a Hub name, or a finished run")
     sub.add_argument(
-        "--preset", help="config for lengths, template and instruction, as in train (default tiny; a run has its own)"
+        "--preset",
+        help="config for lengths, template and instruction, as in train (default tiny, with lengths that a model's context allows; a run has its own)",
     )
     sub.add_argument(
         "--problems", metavar="FILE", help="JSONL, parquet or CSV file, Hub name, or chains (default: the config's)"

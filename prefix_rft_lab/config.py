@@ -145,7 +145,7 @@ class VllmConfig(Section):
 
 
 class LossConfig(Section):
-    """The policy-gradient loss (sections 1.6-1.8 of the method; Dr.GRPO, PPO)."""
+    """The policy-gradient loss (Prefix-RFT, arXiv 2507.01679; Dr.GRPO, arXiv 2503.20783; PPO, arXiv 1707.06347)."""
 
     advantage: Literal["dr_grpo", "dr_grpo_prefix", "dr_grpo_prefix_v2", "grpo", "grpo_prefix", "plain_baseline"] = (
         "dr_grpo"
@@ -258,7 +258,7 @@ class DataConfig(Section):
     """Longer demonstrations are left out before one is chosen; None leaves none out. (Tokens are limited by
     rollout.max_response_tokens, after the choice.)"""
     train_problems: int = Field(1024, ge=1)
-    """Training problems taken from the source (the first ones in its own order)."""
+    """Training problems taken from the source: of a file the first in a keyed order, after those that are held out."""
     eval_problems: int = Field(256, ge=1)
     """Problems of each evaluation split; with a file, they are held out from it before the training problems."""
     expert: str = "thorough"
@@ -268,7 +268,8 @@ class DataConfig(Section):
     demonstration_fraction: float = Field(1.0, ge=0, le=1)
     """Share of the training problems that keep their demonstration, in [0, 1]."""
     seed: int = Field(0, ge=0)
-    """Seed of the choice of demonstrations; separate from the run's seed, so that seeds share their data."""
+    """Keys the problems, how a file is split, the choice of demonstrations and the samples of evaluations; separate from
+    the run's seed, so that seeds share all of these."""
 
 
 class ModelConfig(Section):
@@ -297,7 +298,7 @@ class EvalConfig(Section):
     """Evaluation during and after training."""
 
     every: int = Field(50, ge=0)
-    """Steps between evaluations on the validation split; 0 evaluates only before and after."""
+    """Steps between evaluations on the validation split; 0 evaluates only before and after each stage."""
     k: int = Field(8, ge=1)
     """Samples of each problem: avg@k and pass@k."""
     temperature: float = Field(1.0, gt=0)
@@ -367,7 +368,8 @@ class RunConfig(Section):
     evaluation: EvalConfig = EvalConfig()
     records: RecordConfig = RecordConfig()
     micro_batch_tokens: int = Field(4096, ge=1)
-    """Padded tokens of one forward and backward pass; changes memory and time, never the result beyond rounding."""
+    """Padded tokens of one forward and backward pass; changes memory and time, never the result beyond rounding
+    (where neither ``loss.normalise`` nor ``prefix.scope`` is ``micro_batch``)."""
     activation_checkpointing: bool = False
     """Whether a layer keeps only its input for the backward pass and is computed again there: the memory of one layer's
     activations instead of all, for a third more work in an update; never changes the result."""
@@ -404,7 +406,7 @@ class RunConfig(Section):
 
     def replace(self, **changes: Any) -> RunConfig:
         """A copy with dotted fields changed: ``config.replace(**{"prefix.low": 0.1, "seed": 3})``."""
-        return self.from_dict(_with_changes(type(self), self.to_dict(), changes))
+        return self.from_dict(_with_changes(self.to_dict(), changes))
 
     def departures(self) -> dict[str, Any]:
         """Dotted fields and values that differ from the defaults, without :data:`SHOWN_ELSEWHERE`."""
@@ -435,7 +437,7 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flatten(values) if name not in SHOWN_ELSEWHERE}
 
 
-def _with_changes(model: type[BaseModel], values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def _with_changes(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     known = list(dict.fromkeys([*(name for name, _ in flatten(values)), *values]))
     for dotted, value in changes.items():
         *path, last = dotted.split(".")

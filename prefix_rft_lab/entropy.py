@@ -184,7 +184,7 @@ def clip_mask(
     group: torch.Tensor | None = None,
     uniforms: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The prefix tokens that keep their advantage (method section 1.7).
+    """The prefix tokens that keep their advantage (arXiv 2507.01679, section 3).
 
     Of the M prefix tokens that are ranked together, exactly int(M * (1 - keep_fraction)) are dropped: those with the
     lowest entropy (``top`` stays, the paper), with the highest (``bottom``), with the lowest uniforms (``random``),

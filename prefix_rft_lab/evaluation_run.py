@@ -41,18 +41,27 @@ class Evaluation:
     """Ids of problems whose gold answer math-verify cannot read, so that only an equal text is right (of files only)."""
 
 
+PROMPT_TOKENS, RESPONSE_TOKENS = 1024, 8192
+"""Longest prompt and response of a model that no preset knows: those of the paper's presets."""
+BATCH_TOKENS = 2**18
+"""Tokens of its rows that are decoded together, at most."""
+
+
 def config_for(model: str, *, base: RunConfig | None = None, changes: Mapping[str, Any] | None = None) -> RunConfig:
     """The config that a policy is evaluated under.
 
     Args:
         model: ``tiny``, a directory in Hugging Face format, a Hub name, or the directory of a finished run, which brings
             its own config and saved weights.
-        base: where the other fields come from if ``model`` is no run; the preset ``tiny`` by default.
+        base: where the other fields come from if ``model`` is no run. By default the preset ``tiny``, and for any other
+            model prompts and responses as long as its context allows, up to :data:`PROMPT_TOKENS` and
+            :data:`RESPONSE_TOKENS`.
         changes: dotted fields and values on top.
 
     Raises:
-        ConfigError: a run without saved weights, or a field that cannot be used.
+        ConfigError: a run without saved weights, no such model, or a field that cannot be used.
     """
+    changes = dict(changes or {})
     path = Path(model).expanduser()
     if is_run(path):
         config = Run(path).config
@@ -63,7 +72,26 @@ def config_for(model: str, *, base: RunConfig | None = None, changes: Mapping[st
         config = config.replace(**{"model.path": str(path / "model")})
     else:
         config = (base or preset("tiny")).replace(**{"model.path": model})
+        if base is None and model != "tiny":
+            changes = _lengths(config.replace(**changes), changes) | changes
     return config.replace(**changes) if changes else config
+
+
+def _lengths(config: RunConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Lengths for a model that no preset knows; those that are ``given`` leave the others what is left of its context."""
+    from prefix_rft_lab.policy import load_model_config
+
+    context = getattr(load_model_config(config), "max_position_embeddings", None) or PROMPT_TOKENS + RESPONSE_TOKENS
+    prompt, response = "rollout.max_prompt_tokens", "rollout.max_response_tokens"
+    prompts, responses = config.rollout.max_prompt_tokens, config.rollout.max_response_tokens
+    if prompt not in given:
+        prompts = min(PROMPT_TOKENS, context // 4)
+    if response not in given:
+        responses = max(2, min(RESPONSE_TOKENS, context - prompts))
+    elif prompt not in given:
+        prompts = max(1, min(prompts, context - responses))
+    rows = max(1, BATCH_TOKENS // (prompts + responses))
+    return {prompt: prompts, response: responses, "rollout.max_batch_rows": rows}
 
 
 def is_run(path: Path) -> bool:

@@ -193,6 +193,12 @@ class Stage:
     replay: Replay | None = None
     """A second update on problems that the rollouts of this stage single out."""
 
+    def ranked(self, config: RunConfig) -> frozenset[TokenKind]:
+        """Kinds that the entropy clip acts on under a config: it takes advantages away, so without one in the loss of a kind
+        there is nothing to take."""
+        losses = self.losses(config)
+        return frozenset(kind for kind in self.entropy_clip if kind in losses and losses[kind].needs_advantage)
+
     def optimizer_section(self, config: RunConfig) -> OptimConfig:
         return config.sft if self.optim == "sft" else config.rl
 

@@ -1,8 +1,9 @@
 """What a run would be, before it is: rows, tokens, memory, time and disk, from its config alone.
 
 No weights are loaded and no problem is read. The model is built without memory (fake tensors), so that parameters are
-counted and the tensors that a backward pass keeps are measured, of whatever architecture; only what a kernel holds while
-it works is a formula. Sizes are bounds: every row is as long as the config allows, and every row has a gradient.
+counted and the tensors that a backward pass keeps are measured, of any architecture whose shapes depend on no values; only
+what a kernel holds while it works is a formula. Sizes are bounds: every row is as long as the config allows, and every row
+has a gradient.
 """
 
 from __future__ import annotations
@@ -396,7 +397,8 @@ def _stage_plan(stage: methods.Stage, config: RunConfig, model: ModelSize, token
     batches = math.ceil(math.ceil(problems / updates) * len(rows) / rows_at_once(config))
     replay = stage.replay.batch(config) if stage.replay is not None else 0
     forward = model.forward_flops(config.rollout.max_prompt_tokens + tokens)
-    ranked = hybrid * (TokenKind.PREFIX in stage.entropy_clip) + plain * (TokenKind.ON_POLICY in stage.entropy_clip)
+    clipped = stage.ranked(config)
+    ranked = hybrid * (TokenKind.PREFIX in clipped) + plain * (TokenKind.ON_POLICY in clipped)
     read = (ranked if batches > 1 else 0) + (problems * len(rows) if updates > 1 else 0)
     return StagePlan(
         name=stage.name,

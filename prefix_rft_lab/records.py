@@ -519,8 +519,8 @@ def read_tokens(
 
     Args:
         models: ``tiny``, directories in Hugging Face format, Hub names, or directories of finished runs. A run brings its
-            config; any other model reads texts up to half of its context.
-        problems: JSONL or parquet file, or ``chains`` (the default, unless the first model is a run on a file).
+            config; another model reads what :func:`prefix_rft_lab.evaluation_run.config_for` lets it.
+        problems: JSONL, parquet or CSV file, a Hub name, or ``chains`` (the default, unless the first model is a run on a file).
         split: of the problems; by default as ``prefix-rft evaluate``.
         limit: only the first so many problems.
         steps: what to call the checkpoints; see :func:`steps_of`.
@@ -550,16 +550,10 @@ def read_tokens(
     for model_name, step in zip(models, numbers, strict=True):
         own = is_run(Path(model_name).expanduser())
         given = {**({} if problems is None else {"data.problems": problems}), **(changes or {})}
-        # The limits of the preset would drop most texts; the model's context takes their place.
-        fields = {"rollout.max_prompt_tokens", "rollout.max_response_tokens"} - set(changes or {})
-        small = {} if own or model_name == "tiny" else dict.fromkeys(fields, 2)
-        config = config_for(model_name, changes={**small, **given})
+        config = config_for(model_name, changes=given)
         torch.set_num_threads(config.threads)
         found, reasons = problems_of(config, split or default_split(model_name, config))
         model, tokenizer = policy.load_policy(config)
-        if small:
-            half = int(getattr(model.config, "max_position_embeddings", None) or 32768) // 2
-            config = config.replace(**dict.fromkeys(small, half))
         encoded, more = encode_problems(tokenizer, found[:limit], config)
         dropped = {**reasons, **more}
         if not encoded:

@@ -132,7 +132,7 @@ def hint_steps(config: RunConfig) -> int:
 
 
 def prefix_length(ratio: float, demonstration_tokens: int, min_tokens: int = 0) -> int:
-    """Tokens of the demonstration that become the prefix (method section 1.2).
+    """Tokens of the demonstration that become the prefix (arXiv 2507.01679, section 3).
 
     0 if the ratio or the demonstration is empty, else min(max(floor(ratio * n), min_tokens), n - 1): at least one
     token is always left to the policy, whatever the minimum. The product is taken in double precision, as in the

@@ -10,7 +10,7 @@
       -> AdamW
       -> stage.replay             a second update, on problems singled out    methods.py
 
-What is removed from the textbook algorithm: the reference model (no KL by default), the critic (group means), the
+What is removed from the textbook algorithm: the reference model (no KL term), the critic (group means), the
 second forward pass for old log-probabilities (with one update per rollout they are the detached current ones; the
 engine's are only compared with them, or weigh the loss where ``rollout.importance_cap`` is set).
 """

@@ -211,10 +211,8 @@ class Updater:
             values = torch.where(kinds == kind, by_row.to(self.device)[row_of], values)
         offsets = np.concatenate([[0], np.cumsum(counts)])
         ranked = torch.zeros_like(kinds, dtype=torch.bool)
-        for kind in stage.entropy_clip:
-            # The clip takes advantages away: without one in the loss of a kind there is nothing to take.
-            if kind in token_losses and token_losses[kind].needs_advantage:
-                ranked |= kinds == kind
+        for kind in stage.ranked(config):
+            ranked |= kinds == kind
 
         # Rows whose tokens can have no gradient (groups that all score the same) are measured but not trained: the
         # backward pass is two thirds of the work.

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from run_factory import write_run
+from tokenizers_factory import save_model
 
 from prefix_rft_lab import cli
 from prefix_rft_lab.config import RunConfig, preset
@@ -284,6 +285,53 @@ def test_a_run_is_not_evaluated_on_what_it_was_trained_on_unless_asked(tmp_path)
     assert default_split(str(run), own) == "test"
     assert default_split(str(run), config_for(str(run), changes={"data.problems": "other.jsonl"})) == "all"
     assert default_split("tiny", config_for("tiny")) == "test"
+
+
+@pytest.mark.parametrize(
+    ("context", "given", "prompts", "responses"),
+    [
+        (512, {}, 128, 384),
+        (131_072, {}, 1024, 8192),
+        (4096, {"rollout.max_response_tokens": 4000}, 96, 4000),
+        (4096, {"rollout.max_prompt_tokens": 3000}, 3000, 1096),
+        (512, {"rollout.max_prompt_tokens": 20, "rollout.max_response_tokens": 30}, 20, 30),
+        (512, {"model.context_tokens": 2048}, 512, 1536),
+    ],
+)
+def test_a_model_that_no_preset_knows_is_given_the_room_of_its_context(tmp_path, context, given, prompts, responses):
+    from prefix_rft_lab.evaluation_run import config_for
+
+    save_model(tmp_path, "qwen2", context=context)
+    rollout = config_for(str(tmp_path), changes=given).rollout
+    assert (rollout.max_prompt_tokens, rollout.max_response_tokens) == (prompts, responses)
+    assert rollout.max_batch_rows == 2**18 // (prompts + responses)
+    assert config_for(str(tmp_path), changes={**given, "rollout.max_batch_rows": 3}).rollout.max_batch_rows == 3
+    assert config_for(str(tmp_path), base=preset("smol")).rollout == preset("smol").rollout
+    assert config_for("tiny").rollout == preset("tiny").rollout
+
+
+def test_problems_of_any_length_are_evaluated_without_a_preset(tmp_path, capsys):
+    save_model(tmp_path / "model", "qwen2", context=400)
+    problems = tmp_path / "mine.jsonl"
+    problems.write_text(json.dumps({"problem": "What is 1 + 1? " * 4, "answer": "2"}) + "\n")
+    assert (
+        cli.main(
+            [
+                "evaluate",
+                "--model",
+                str(tmp_path / "model"),
+                "--problems",
+                str(problems),
+                "--k=1",
+                "--set=model.template=none",
+            ]
+        )
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "left out" not in out and out.splitlines()[2].split()[:2] == ["all", "1"]
+    assert cli.main(["evaluate", "--model", str(tmp_path / "none"), "--problems", str(problems)]) == 2
+    assert "is not there; give an existing directory" in capsys.readouterr().err
 
 
 def test_parity_passes_on_the_recorded_cases_and_fails_on_what_it_does_not_know(tmp_path, capsys):

@@ -294,6 +294,10 @@ def test_what_several_updates_and_a_replay_read():
     assert stage.update_flops == pytest.approx(stage.sampling_flops / 128 * (3 * (128 + 7) + 128))
     [stage] = plan(preset("tiny", method="rft_clip")).stages
     assert stage.read == 128
+    # The clip takes advantages away; where prefixes are trained without one it ranks nothing.
+    for loss, read in (("advantage", 16), ("static", 0), ("frozen", 0)):
+        [stage] = plan(preset("tiny", **{"prefix.loss": loss})).stages
+        assert stage.read == read
     assert TokenKind.ON_POLICY in METHODS["rft_clip"].stages[0].entropy_clip
 
 

@@ -1,7 +1,7 @@
 """Batched sampling with a transformers model: all rows in one batch, each distinct context prefilled once.
 
-What is removed from ``model.generate``: logits processors, stopping criteria, left padding and the
-growing key-value cache. Rows are ragged: every row's keys start at column 0, its own length says where the
+What is removed from ``model.generate``: logits processors, stopping criteria, left padding and a
+key-value cache that is copied for every token. Rows are ragged: every row's keys start at column 0, its own length says where the
 next ones go, so nothing is computed for padding and a row can leave the batch the moment it ends. A row's
 randomness is one keyed stream of uniforms turned into tokens by the inverse of the cumulative distribution; it does
 not depend on which other rows share its batch.
@@ -27,7 +27,7 @@ GROW = 16
 
 
 class RaggedCache(Cache):
-    """Preallocated keys and values with a write position for each row.
+    """Keys and values, grown in blocks, with a write position for each row.
 
     ``columns[i]`` is where row i's next key goes; ``width`` bounds the columns that attention reads. Under autocast, keys and
     values are kept in its precision, which is the one that attention would round all of them to for every token.

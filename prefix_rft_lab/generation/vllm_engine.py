@@ -64,7 +64,7 @@ class VllmEngine:
         self.bound = MAX_GAP[config.model.dtype] if config.vllm.max_gap is None else config.vllm.max_gap
         self._fresh = False
         self._asleep = False
-        _refuse_unfit_installation()
+        _refuse_unfit_installation(on_gpu=model.device.type == "cuda")
         if config.vllm.sleep and model.device.type == "cpu":
             raise ConfigError(
                 "vllm.sleep = True frees the memory of a GPU, and the policy is on the CPU; set it to False"
@@ -248,10 +248,11 @@ class VllmEngine:
         return logp.gather(-1, ids[0, len(request.context_ids) :, None])[:, 0].cpu()
 
 
-def _refuse_unfit_installation() -> None:
+def _refuse_unfit_installation(*, on_gpu: bool) -> None:
     name, version = installed_vllm()
+    remedy = "pip install -e '.[vllm]'" if on_gpu else "`make vllm`"
     if not name:
-        raise ConfigError(f"rollout.engine = 'vllm' and vLLM is not installed; run `make vllm`, {INSTEAD}")
+        raise ConfigError(f"rollout.engine = 'vllm' and vLLM is not installed; run {remedy}, {INSTEAD}")
     if version.partition("+")[0] != VLLM_VERSION:
         raise ConfigError(
             f"rollout.engine = 'vllm' needs vLLM {VLLM_VERSION} and finds {name} {version}; install that, {INSTEAD}"

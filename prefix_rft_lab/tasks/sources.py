@@ -39,7 +39,7 @@ def load_problems(config: DataConfig, split: str) -> tuple[list[Problem], Counte
         by_rule = chains.EXPERTS.keys() >= set(config.expert.split("+"))
         if not by_rule and config.expert != "self" and not config.expert.startswith(("policy:", "run:")):
             raise ConfigError(
-                f"data.expert = {config.expert!r} is not known; use one of {', '.join([*chains.EXPERTS, 'self'])} "
+                f"data.expert = {config.expert!r} is not known; use one of {', '.join([*chains.EXPERTS, 'self'])}, "
                 "policy:DIRECTORY or run:NAME (several of the first joined by +)"
             )
         count = config.train_problems if split == "train" else config.eval_problems
