@@ -1,4 +1,5 @@
-"""Write the results of the README (scores, claims) from results/full/summary.json, so that no number is typed by hand.
+"""Write the results of the README, so that no number is typed by hand: scores and claims from results/full/summary.json, the
+table of a pretrained model from the runs in results/gsm8k.
 
 Prints a notice if the code has changed since the runs.
 
@@ -13,7 +14,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- results:", "<!-- end of results -->"
+SECTIONS = ("results", "gsm8k")
+"""What stands in the README between ``<!-- NAME: ... -->`` and ``<!-- end of NAME -->``."""
 
 
 def table(summary: dict) -> str:
@@ -90,6 +92,47 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
+def pretrained(folder: Path) -> str:
+    """Markdown table of one run a method, and what their steps had to learn from."""
+    from prefix_rft_lab.methods import METHODS
+    from prefix_rft_lab.runs import load_all
+    from prefix_rft_lab.stats import paired_delta
+
+    def points(ours: list, theirs: list) -> str:
+        delta = paired_delta(ours, theirs)
+        return percent(delta.mean, delta.low, delta.high, signed=True)
+
+    runs = {run.config.method: run for run in load_all(folder)}
+    lines = ["| | steps | right | over the base policy | cut off |", "|---|---|---|---|---|"]
+    for method in ("base", "sft", "prefix_rft", "rft"):
+        run = runs[method]
+        score = run.summary["splits"]["test"]
+        rows = run.config.rollout
+        size = f"{rows.problems_per_step} × {rows.rows_per_problem} rows"
+        if method == "sft":
+            size = f"{run.config.sft.batch_rows} demonstrations"
+        over = "" if method == "base" else f"{points([run], [runs['base']])} points"
+        lines.append(
+            f"| {METHODS[method].title} | {'' if method == 'base' else f'{len(run.metrics)} of {size}'} | "
+            f"{percent(score['avg'], *score['avg_interval'])} | {over} | {100 * score['truncated']:.0f}% |"
+        )
+    moved = {method: int((runs[method].metrics.grad_norm > 0).sum()) for method in ("rft", "prefix_rft")}
+    right = {m: round((runs[m].metrics.reward * rows.problems_per_step * rows.rows_per_problem).sum()) for m in moved}
+    for method, title in (("rft", "RFT"), ("prefix_rft", "Prefix-RFT")):
+        metrics = runs[method].metrics
+        lines += [
+            *([""] if method == "rft" else []),
+            f"{title}: {right[method]} of {len(metrics) * rows.problems_per_step * rows.rows_per_problem:,} rows were right, and "
+            f"{moved[method]} of {len(metrics)} steps had a gradient.",
+        ]
+    return "\n".join([*lines, f"SFT over Prefix-RFT: {points([runs['sft']], [runs['prefix_rft']])} points."])
+
+
+def percent(mean: float, low: float, high: float, *, signed: bool = False) -> str:
+    """A share, or a signed difference in points, and its interval."""
+    return f"{100 * mean:{'+' if signed else ''}.1f}{'' if signed else '%'} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def stamp(summary: dict) -> str:
     """Whether the runs were made by the code as it is."""
     sys.path.insert(0, str(ROOT))
@@ -112,13 +155,13 @@ def main() -> None:
     notice = stamp(summary)
     if notice:
         print(notice)
-    start = text.index("\n", text.index(BEGIN)) + 1
-    new = text[:start] + "\n" + table(summary) + "\n\n" + text[text.index(END) :]
+    new = text
+    for name, section in zip(SECTIONS, (table(summary), pretrained(ROOT / "results" / "gsm8k")), strict=True):
+        start = new.index("\n", new.index(f"<!-- {name}:")) + 1
+        new = new[:start] + "\n" + section + "\n\n" + new[new.index(f"<!-- end of {name} -->") :]
     if check:
         sys.exit(
-            0
-            if new == text
-            else "README.md: the results differ from results/full/summary.json; run scripts/update_readme.py"
+            0 if new == text else "README.md: the results differ from those in results/; run scripts/update_readme.py"
         )
     readme.write_text(new, encoding="utf-8")
 
