@@ -41,10 +41,8 @@ class Evaluation:
     """Ids of problems whose gold answer math-verify cannot read, so that only an equal text is right (of files only)."""
 
 
-PROMPT_TOKENS, RESPONSE_TOKENS = 1024, 8192
-"""Longest prompt and response of a model that no preset knows: those of the paper's presets."""
 BATCH_TOKENS = 2**18
-"""Tokens of its rows that are decoded together, at most."""
+"""Tokens of the rows that are decoded together, at most, of a model that no preset knows."""
 
 
 def config_for(model: str, *, base: RunConfig | None = None, changes: Mapping[str, Any] | None = None) -> RunConfig:
@@ -54,8 +52,7 @@ def config_for(model: str, *, base: RunConfig | None = None, changes: Mapping[st
         model: ``tiny``, a directory in Hugging Face format, a Hub name, or the directory of a finished run, which brings
             its own config and saved weights.
         base: where the other fields come from if ``model`` is no run. By default the preset ``tiny``, and for any other
-            model prompts and responses as long as its context allows, up to :data:`PROMPT_TOKENS` and
-            :data:`RESPONSE_TOKENS`.
+            model prompts and responses as long as its context allows, up to those of the paper's presets.
         changes: dotted fields and values on top.
 
     Raises:
@@ -81,13 +78,14 @@ def _lengths(config: RunConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     """Lengths for a model that no preset knows; those that are ``given`` leave the others what is left of its context."""
     from prefix_rft_lab.policy import load_model_config
 
-    context = getattr(load_model_config(config), "max_position_embeddings", None) or PROMPT_TOKENS + RESPONSE_TOKENS
+    most = preset("paper-7b").rollout
+    context = getattr(load_model_config(config), "max_position_embeddings", None) or most.row_tokens
     prompt, response = "rollout.max_prompt_tokens", "rollout.max_response_tokens"
     prompts, responses = config.rollout.max_prompt_tokens, config.rollout.max_response_tokens
     if prompt not in given:
-        prompts = min(PROMPT_TOKENS, context // 4)
+        prompts = min(most.max_prompt_tokens, context // 4)
     if response not in given:
-        responses = max(2, min(RESPONSE_TOKENS, context - prompts))
+        responses = max(2, min(most.max_response_tokens, context - prompts))
     elif prompt not in given:
         prompts = max(1, min(prompts, context - responses))
     rows = max(1, BATCH_TOKENS // (prompts + responses))

@@ -111,25 +111,25 @@ def _times(found: RunPlan, throughput: Throughput) -> list[str]:
     model, tokens, rate = found.model, found.config.rollout.max_prompt_tokens + found.response_tokens, throughput.flops
     table: list[tuple[str, ...]] = [("time", "rows read", "FLOP", f"at {_power(rate)} FLOP/s", "times", "in all")]
 
-    def add(name: str, rows: str, flops: float, times: int) -> None:
+    def add(name: str, rows: str, flops: float, count: int) -> None:
         table.append(
-            (name, rows, _power(flops), _duration(flops / rate), f"{times:,}", _duration(times * flops / rate))
+            (name, rows, _power(flops), _duration(flops / rate), f"{count:,}", _duration(count * flops / rate))
         )
 
+    cost = passes(found.config)
     for stage in found.stages:
         if stage.sampled:
             add(f"{stage.name}: sampling", f"{stage.sampled:,}", stage.sampling_flops, stage.steps)
         trained = f"({stage.rows:,} + {stage.replay:,})" if stage.replay else f"{stage.rows:,}"
         first = f" + {stage.read:,} before" if stage.read else ""
-        add(f"{stage.name}: update", f"{passes(found.config)} x {trained}{first}", stage.update_flops, stage.steps)
+        add(f"{stage.name}: update", f"{cost} x {trained}{first}", stage.update_flops, stage.steps)
     add("evaluation", f"{found.evaluation_rows:,}", found.evaluation_flops, 1)
     table.append(("the run", "", _power(found.flops), "", "", _duration(found.flops / rate)))
-    backward = "three" if found.config.activation_checkpointing else "two"
     dense, forward = 2.0 * model.multiplied * tokens, model.forward_flops(tokens)
     return [
         format_table(table),
         f"A row of {tokens:,} tokens: 2 x {short(model.multiplied)} parameters x {tokens:,} = {_power(dense)} FLOP, and"
-        f" {_power(forward - dense)} of attention; backward {backward} times that.",
+        f" {_power(forward - dense)} of attention; backward {cost - 1} times that.",
         f"The rate is {throughput.source}.",
     ]
 

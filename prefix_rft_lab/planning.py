@@ -309,16 +309,17 @@ def _traced(path: str, settings: str, length: int, dtype: str, recomputed: bool)
     text = found.get_text_config()
     heads = text.num_attention_heads
     low = dtype == "bfloat16"
-    kept, inputs, copied = None, None, MASTER_BYTES // 2 * parameters if low else 0
+    width = 2 if low else MASTER_BYTES
+    kept, inputs, copied = None, None, width * parameters if low else 0
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    cache = 2 * text.num_hidden_layers * kv_heads * head_dim * MASTER_BYTES // (1 + low)
+    cache = 2 * text.num_hidden_layers * kv_heads * head_dim * width
     with fake, torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
         try:
             one = _saved_bytes(model, 1, length)
             # What does not grow with the rows is copies of weights.
             fixed = 2 * one - _saved_bytes(model, 2, length)
-            cache = _cache_bytes(model, MASTER_BYTES // (1 + low))
+            cache = _cache_bytes(model, width)
             if recomputed:
                 layers = recompute_layers(model, path)
                 inputs = (_saved_bytes(model, 2, length, layers) - _saved_bytes(model, 1, length, layers)) / length

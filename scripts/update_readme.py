@@ -107,8 +107,8 @@ def pretrained(folder: Path) -> str:
     for method in ("base", "sft", "prefix_rft", "rft"):
         run = runs[method]
         score = run.summary["splits"]["test"]
-        rows = run.config.rollout
-        size = f"{rows.problems_per_step} × {rows.rows_per_problem} rows"
+        rollout = run.config.rollout
+        size = f"{rollout.problems_per_step} × {rollout.rows_per_problem} rows"
         if method == "sft":
             size = f"{run.config.sft.batch_rows} demonstrations"
         over = "" if method == "base" else f"{points([run], [runs['base']])} points"
@@ -116,15 +116,14 @@ def pretrained(folder: Path) -> str:
             f"| {METHODS[method].title} | {'' if method == 'base' else f'{len(run.metrics)} of {size}'} | "
             f"{percent(score['avg'], *score['avg_interval'])} | {over} | {100 * score['truncated']:.0f}% |"
         )
-    moved = {method: int((runs[method].metrics.grad_norm > 0).sum()) for method in ("rft", "prefix_rft")}
-    right = {m: round((runs[m].metrics.reward * rows.problems_per_step * rows.rows_per_problem).sum()) for m in moved}
+    lines.append("")
     for method, title in (("rft", "RFT"), ("prefix_rft", "Prefix-RFT")):
-        metrics = runs[method].metrics
-        lines += [
-            *([""] if method == "rft" else []),
-            f"{title}: {right[method]} of {len(metrics) * rows.problems_per_step * rows.rows_per_problem:,} rows were right, and "
-            f"{moved[method]} of {len(metrics)} steps had a gradient.",
-        ]
+        metrics, rollout = runs[method].metrics, runs[method].config.rollout
+        rows = rollout.problems_per_step * rollout.rows_per_problem
+        lines.append(
+            f"{title}: {round(rows * metrics.reward.sum())} of {rows * len(metrics):,} rows were right, and "
+            f"{(metrics.grad_norm > 0).sum()} of {len(metrics)} steps had a gradient."
+        )
     return "\n".join([*lines, f"SFT over Prefix-RFT: {points([runs['sft']], [runs['prefix_rft']])} points."])
 
 

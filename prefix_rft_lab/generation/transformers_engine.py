@@ -1,10 +1,10 @@
 """Batched sampling with a transformers model: all rows in one batch, each distinct context prefilled once.
 
-What is removed from ``model.generate``: logits processors, stopping criteria, left padding and a
-key-value cache that is copied for every token. Rows are ragged: every row's keys start at column 0, its own length says where the
-next ones go, so nothing is computed for padding and a row can leave the batch the moment it ends. A row's
-randomness is one keyed stream of uniforms turned into tokens by the inverse of the cumulative distribution; it does
-not depend on which other rows share its batch.
+What is removed from ``model.generate``: logits processors, stopping criteria, left padding and a key-value cache that is
+copied for every token. Rows are ragged: every row's keys start at column 0, its own length says where the next ones go, so
+nothing is computed for padding and a row can leave the batch the moment it ends. A row's randomness is one keyed stream of
+uniforms turned into tokens by the inverse of the cumulative distribution; it does not depend on which other rows share its
+batch.
 """
 
 from __future__ import annotations
