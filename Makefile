@@ -4,6 +4,7 @@ VENV ?= .venv
 PROFILE ?= quick
 OUT ?= reproduction
 WORKERS ?= 2
+CASES ?= tests/golden
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.up-to-date
@@ -46,8 +47,9 @@ lint: $(STAMP)
 typecheck: $(STAMP)
 	$(BIN)/mypy
 
+# The formulas against numbers that the published code gave.
 parity: $(STAMP)
-	$(BIN)/prefix-rft parity tests/golden
+	$(BIN)/python -m tests.published.parity $(CASES)
 
 reproduce: $(STAMP)
 	$(BIN)/prefix-rft reproduce --profile $(PROFILE) --out $(OUT) --workers $(WORKERS)

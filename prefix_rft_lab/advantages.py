@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -112,59 +113,33 @@ def dr_grpo_prefix(
     *,
     epsilon: float = 1e-6,
     rows_per_prefix: int = 1,
+    lone_mean_is_own: bool = False,
+    standardise: bool = False,
 ) -> RowAdvantages:
     """The published code's default: rows are centred within the pair (problem, prefix).
 
     c = s - mean of the pair (0 for one row); sampled tokens c, prefix tokens (c - m0) / rows_per_prefix. With one
-    hybrid row a problem: s on its continuation, not centred, and s - m0 on its prefix.
+    hybrid row per problem: s on its continuation, not centred, and s - m0 on its prefix.
 
     Args:
         scores: (rows,) float.
         group: (rows,) int64, equal for rows of one problem.
         prefix_group: (rows,) int64, equal for rows that share a prefix, -1 for no prefix.
-        epsilon: not used.
+        epsilon: for ``standardise``.
         rows_per_prefix: hybrid rows that share one prefix.
+        lone_mean_is_own: the published v2: a lone row is its own mean, so 0 on the continuation and -m0 on the prefix;
+            the sign of the prefix's advantage then ignores the outcome.
+        standardise: the published GRPO form, c = (s - mean) / (std + epsilon): a standardised value minus a raw mean.
     """
     exact = _checked(scores, group, prefix_group)
-    centred = exact - _statistics(exact, _pairs(group, prefix_group)).mean
-    plain_mean = _statistics(exact, group, prefix_group < 0).mean
-    return _split(centred, plain_mean, rows_per_prefix, scores)
-
-
-def dr_grpo_prefix_v2(
-    scores: torch.Tensor,
-    group: torch.Tensor,
-    prefix_group: torch.Tensor,
-    *,
-    epsilon: float = 1e-6,
-    rows_per_prefix: int = 1,
-) -> RowAdvantages:
-    """As :func:`dr_grpo_prefix`, but a lone row is its own mean: 0 on the continuation, -m0 on the prefix.
-
-    Kept for parity only: the sign of the prefix's advantage ignores the outcome.
-    """
-    exact = _checked(scores, group, prefix_group)
-    centred = exact - _statistics(exact, _pairs(group, prefix_group), lone_mean_is_own=True).mean
-    plain_mean = _statistics(exact, group, prefix_group < 0, lone_mean_is_own=True).mean
-    return _split(centred, plain_mean, rows_per_prefix, scores)
-
-
-def grpo_prefix(
-    scores: torch.Tensor,
-    group: torch.Tensor,
-    prefix_group: torch.Tensor,
-    *,
-    epsilon: float = 1e-6,
-    rows_per_prefix: int = 1,
-) -> RowAdvantages:
-    """As :func:`dr_grpo_prefix` with c = (s - mean) / (std + epsilon); m0 stays a plain mean of scores.
-
-    Kept for parity only: a standardised value and a raw mean are subtracted from each other.
-    """
-    exact = _checked(scores, group, prefix_group)
-    pair = _statistics(exact, _pairs(group, prefix_group))
-    plain_mean = _statistics(exact, group, prefix_group < 0).mean
-    return _split((exact - pair.mean) / (pair.std + epsilon), plain_mean, rows_per_prefix, scores)
+    pair = _statistics(exact, _pairs(group, prefix_group), lone_mean_is_own=lone_mean_is_own)
+    centred = exact - pair.mean
+    if standardise:
+        centred = centred / (pair.std + epsilon)
+    plain_mean = _statistics(exact, group, prefix_group < 0, lone_mean_is_own=lone_mean_is_own).mean
+    return RowAdvantages(
+        sampled=centred.to(scores.dtype), prefix=((centred - plain_mean) / rows_per_prefix).to(scores.dtype)
+    )
 
 
 def plain_baseline(
@@ -183,20 +158,12 @@ def plain_baseline(
     return _same(luffy_split(scores, group, prefix_group < 0), scores)
 
 
-def _split(
-    centred: torch.Tensor, plain_mean: torch.Tensor, rows_per_prefix: int, scores: torch.Tensor
-) -> RowAdvantages:
-    return RowAdvantages(
-        sampled=centred.to(scores.dtype), prefix=((centred - plain_mean) / rows_per_prefix).to(scores.dtype)
-    )
-
-
 ESTIMATORS: dict[str, Callable[..., RowAdvantages]] = {
     "dr_grpo": dr_grpo,
     "dr_grpo_prefix": dr_grpo_prefix,
-    "dr_grpo_prefix_v2": dr_grpo_prefix_v2,
+    "dr_grpo_prefix_v2": partial(dr_grpo_prefix, lone_mean_is_own=True),
     "grpo": grpo,
-    "grpo_prefix": grpo_prefix,
+    "grpo_prefix": partial(dr_grpo_prefix, standardise=True),
     "plain_baseline": plain_baseline,
 }
 """Name (``loss.advantage``) -> ``(scores, group, prefix_group, *, epsilon, rows_per_prefix) -> RowAdvantages``."""
@@ -246,18 +213,3 @@ def luffy_split(
     centred = exact - statistics.mean
     std = torch.where(statistics.std == 0, 1.0, statistics.std)
     return (centred / (std + epsilon) if normalise_by_std else centred).to(scores.dtype)
-
-
-def token_advantages(rows: RowAdvantages, response_mask: torch.Tensor, prefix_mask: torch.Tensor) -> torch.Tensor:
-    """Spread row values over padded tokens.
-
-    Args:
-        rows: values a row.
-        response_mask: (rows, tokens) bool, the response without padding.
-        prefix_mask: (rows, tokens) bool, the prefix tokens in it.
-
-    Returns:
-        (rows, tokens), 0 outside the response.
-    """
-    values = torch.where(prefix_mask.bool(), rows.prefix[:, None], rows.sampled[:, None])
-    return torch.where(response_mask.bool(), values, 0.0)

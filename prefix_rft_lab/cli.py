@@ -217,14 +217,6 @@ def parser() -> argparse.ArgumentParser:
     push.add_argument("--private", action="store_true", help="only its owner sees it")
     push.add_argument("--license", metavar="ID", help="licence of the model, e.g. apache-2.0 (default: none is stated)")
     push.add_argument("--dry-run", metavar="DIR", help="write what would be uploaded into this folder, upload nothing")
-    parity = add(
-        "parity",
-        _parity,
-        "Compare the formulas with recorded cases of the published code.\n"
-        "Exit status 1 if a case differs beyond its own tolerance or is of an unknown kind.",
-        "prefix-rft parity tests/golden",
-    )
-    parity.add_argument("folder", metavar="DIR", help="folder with *.json cases")
     return top
 
 
@@ -947,14 +939,6 @@ def _push(args: argparse.Namespace) -> int:
         raise ConfigError("--repo is missing; give owner/name, or --dry-run DIR to look at what would be uploaded")
     print(f"pushed {publishing.push(run, args.repo, private=args.private, license=args.license)}")
     return 0
-
-
-def _parity(args: argparse.Namespace) -> int:
-    from prefix_rft_lab import parity
-
-    found = parity.run_parity(Path(args.folder))
-    print(parity.format_results(found))
-    return 0 if parity.passed(found) else 1
 
 
 if __name__ == "__main__":

@@ -53,12 +53,7 @@ def linear(step: int, *, init: float, target: float, n_steps: int, warmup_ratio:
     return target + (1 - decayed / n_steps) * (init - target)
 
 
-def constant(step: int, *, init: float, target: float = 0.0, n_steps: int = 1, warmup_ratio: float = 0.0) -> float:
-    """``init`` at every step; the other arguments are taken, and ignored, so that schedules are interchangeable."""
-    return init
-
-
-SCHEDULES: dict[str, Callable[..., float]] = {"cosine": cosine, "linear": linear, "constant": constant}
+SCHEDULES: dict[str, Callable[..., float]] = {"cosine": cosine, "linear": linear}
 """Name -> schedule ``(step, *, init, target, n_steps, warmup_ratio) -> value``."""
 
 

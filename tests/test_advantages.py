@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from prefix_rft_lab.advantages import ESTIMATORS, RowAdvantages, grpo, luffy_joint, luffy_split, token_advantages
+from prefix_rft_lab.advantages import ESTIMATORS, grpo, luffy_joint, luffy_split
 
 # One problem, three plain rows (1, 0, 0) and one hybrid row (1): m8 = 1/2, m0 = 1/3.
 SCORES = torch.tensor([1.0, 0.0, 0.0, 1.0])
@@ -148,13 +148,3 @@ def test_luffy_split_replaces_a_zero_std():
     scores, on_policy = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([True, True, False])
     values = luffy_split(scores, torch.zeros(3, dtype=torch.int64), on_policy, normalise_by_std=True)
     torch.testing.assert_close(values, torch.tensor([0.0, 0.0, 1.0]), atol=1e-5, rtol=0)
-
-
-def test_token_advantages_by_hand_and_under_padding():
-    rows = RowAdvantages(sampled=torch.tensor([1.0, 2.0]), prefix=torch.tensor([10.0, 20.0]))
-    response = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
-    prefix = torch.tensor([[0, 0, 0, 0], [1, 0, 0, 0]])
-    want = torch.tensor([[1.0, 1.0, 1.0, 0.0], [20.0, 2.0, 0.0, 0.0]])
-    assert torch.equal(token_advantages(rows, response, prefix), want)
-    wide = torch.nn.functional.pad(response, (0, 3)), torch.nn.functional.pad(prefix, (0, 3))
-    assert torch.equal(token_advantages(rows, *wide)[:, :4], want)

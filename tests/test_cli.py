@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -29,7 +28,6 @@ COMMANDS = (
     "claims",
     "report",
     "push",
-    "parity",
 )
 SMALL = [
     f"--set={pair}"
@@ -240,7 +238,7 @@ def test_train_says_where_the_run_is_and_what_came_of_it(trained):
     assert found.stderr.count("\n") < 3, f"a log is no place for bars: {found.stderr}"
 
 
-# ---------------------------------------------------------------------- evaluate, parity, report
+# ---------------------------------------------------------------------- evaluate, report
 
 
 @pytest.mark.slow
@@ -332,20 +330,3 @@ def test_problems_of_any_length_are_evaluated_without_a_preset(tmp_path, capsys)
     assert "left out" not in out and out.splitlines()[2].split()[:2] == ["all", "1"]
     assert cli.main(["evaluate", "--model", str(tmp_path / "none"), "--problems", str(problems)]) == 2
     assert "is not there; give an existing directory" in capsys.readouterr().err
-
-
-def test_parity_passes_on_the_recorded_cases_and_fails_on_what_it_does_not_know(tmp_path, capsys):
-    golden = Path(__file__).parent / "golden"
-    name = "advantage_dr_grpo_01.json"
-    case = json.loads((golden / name).read_text())
-    (tmp_path / name).write_text(json.dumps(case))
-    assert cli.main(["parity", str(tmp_path)]) == 0
-    assert "parity ok" in capsys.readouterr().out
-    (tmp_path / "other.json").write_text(json.dumps({**case, "meta": {**case["meta"], "kind": "horoscope"}}))
-    assert cli.main(["parity", str(tmp_path)]) == 1
-    assert "horoscope" in capsys.readouterr().out
-    (tmp_path / "other.json").unlink()
-    case["outputs"]["advantages"][0][0] += 1.0
-    (tmp_path / name).write_text(json.dumps(case))
-    assert cli.main(["parity", str(tmp_path)]) == 1
-    assert cli.main(["parity", str(tmp_path / "nowhere")]) == 1

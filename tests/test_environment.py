@@ -80,7 +80,7 @@ def test_make_knows_its_targets_and_test_runs_all_checks():
         "ruff check .",
         "ruff format --check .",
         "mypy",
-        "prefix-rft parity tests/golden",
+        "-m tests.published.parity tests/golden",
         "-m pytest",
     ):
         assert command in shown

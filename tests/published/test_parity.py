@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefix_rft_lab import losses, parity
-from prefix_rft_lab.parity import KINDS, NOT_COMPARED, format_results, passed, run_parity
-from prefix_rft_lab.tokens_published import assemble_published
+from prefix_rft_lab import losses
+from published import parity
+from published.assembly import assemble_published
+from published.parity import KINDS, NOT_COMPARED, format_results, passed, run_parity
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted(GOLDEN.glob("*.json"))
 
 
@@ -161,3 +162,19 @@ def test_assembly_where_padding_is_the_end_token():
     assert batch.position_ids.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
     assert batch.prefix_mask.tolist() == [[1, 0, 0], [0, 0, 0]]
     assert batch.prefix_relpos.tolist() == [[0.25, -1, -1], [-1, -1, -1]]
+
+
+def test_parity_passes_on_the_recorded_cases_and_fails_on_what_it_does_not_know(tmp_path, capsys):
+    name = "advantage_dr_grpo_01.json"
+    case = json.loads((GOLDEN / name).read_text())
+    (tmp_path / name).write_text(json.dumps(case))
+    assert parity.main(str(tmp_path)) == 0
+    assert "parity ok" in capsys.readouterr().out
+    (tmp_path / "other.json").write_text(json.dumps({**case, "meta": {**case["meta"], "kind": "horoscope"}}))
+    assert parity.main(str(tmp_path)) == 1
+    assert "horoscope" in capsys.readouterr().out
+    (tmp_path / "other.json").unlink()
+    case["outputs"]["advantages"][0][0] += 1.0
+    (tmp_path / name).write_text(json.dumps(case))
+    assert parity.main(str(tmp_path)) == 1
+    assert parity.main(str(tmp_path / "nowhere")) == 1

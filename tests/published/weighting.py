@@ -13,8 +13,10 @@ from typing import TypeVar
 
 import torch
 
+from prefix_rft_lab.advantages import RowAdvantages
 from prefix_rft_lab.entropy import drop_lowest, dropped_count
-from prefix_rft_lab.losses import masked_mean
+
+from .aggregations import masked_mean
 
 _T = TypeVar("_T")
 
@@ -138,6 +140,21 @@ def apply_transforms(names: Sequence[str], batch: WeightingInputs) -> WeightingI
         for name in names:
             batch = TRANSFORMS[name](batch)
     return batch
+
+
+def token_advantages(rows: RowAdvantages, response_mask: torch.Tensor, prefix_mask: torch.Tensor) -> torch.Tensor:
+    """Spread row values over padded tokens.
+
+    Args:
+        rows: values a row.
+        response_mask: (rows, tokens) bool, the response without padding.
+        prefix_mask: (rows, tokens) bool, the prefix tokens in it.
+
+    Returns:
+        (rows, tokens), 0 outside the response.
+    """
+    values = torch.where(prefix_mask.bool(), rows.prefix[:, None], rows.sampled[:, None])
+    return torch.where(response_mask.bool(), values, 0.0)
 
 
 def _high_entropy(batch: WeightingInputs) -> torch.Tensor:

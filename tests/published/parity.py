@@ -1,7 +1,11 @@
 """Agreement with the published implementations, function by function, on recorded cases.
 
+    make parity                    the cases of tests/golden
+    make parity CASES=DIR          those of another folder
+
 A case is a JSON file with ``meta``, ``inputs`` and ``outputs``; ``meta.kind`` picks a function here that calls the
-library on the inputs. No formula stands in this file: what is compared is what the trainer and the comparisons use.
+library on the inputs. No formula stands in this file: what is compared is what the trainer uses, and for variants that
+only the published code has, the modules beside this one.
 Every recorded output is compared at the case's own tolerance, |got - want| <= atol + rtol |want|, except those of
 :data:`NOT_COMPARED`.
 """
@@ -10,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +25,10 @@ import torch
 
 from prefix_rft_lab import advantages, losses, rng, schedules
 from prefix_rft_lab.entropy import dropped_count, entropy_and_logp
-from prefix_rft_lab.tokens_published import assemble_published
-from prefix_rft_lab.weighting import WeightingInputs, apply_transforms
+
+from . import aggregations
+from .assembly import assemble_published
+from .weighting import WeightingInputs, apply_transforms, token_advantages
 
 NO_PREFIX = "0000-0000-0000-0000"
 """The prefix id of rows without a prefix."""
@@ -82,8 +89,10 @@ def _schedule(case: Case) -> Outputs:
 def _scheduled(config: dict[str, Any], step: int) -> float:
     """Value of a schedule written as {type, init, target, ...}; ``const`` and ``cosine_decay`` are other names."""
     name = config["type"].removesuffix("_decay")
+    if name in ("const", "constant"):
+        return config["init"]
     arguments = {key: value for key, value in config.items() if key != "type"}
-    return schedules.SCHEDULES["constant" if name == "const" else name](step, **arguments)
+    return schedules.SCHEDULES[name](step, **arguments)
 
 
 def _window(case: Case, step: int) -> tuple[float, float]:
@@ -139,7 +148,7 @@ def _advantage(case: Case) -> Outputs:
         rows_per_prefix=case.inputs["num_rollouts_per_prefix"],
         **options,
     )
-    return {"advantages": advantages.token_advantages(rows, case.tensor("response_mask"), case.tensor("prefix_mask"))}
+    return {"advantages": token_advantages(rows, case.tensor("response_mask"), case.tensor("prefix_mask"))}
 
 
 def _luffy_advantage(case: Case) -> Outputs:
@@ -151,7 +160,7 @@ def _luffy_advantage(case: Case) -> Outputs:
         values = advantages.luffy_split(scores, group, torch.tensor(case.inputs["is_on_policy"]).bool(), **options)
     rows = advantages.RowAdvantages(sampled=values, prefix=values)
     response = case.tensor("response_mask")
-    return {"advantages": advantages.token_advantages(rows, response, torch.zeros_like(response))}
+    return {"advantages": token_advantages(rows, response, torch.zeros_like(response))}
 
 
 def _mask_ratio(case: Case) -> float | None:
@@ -234,7 +243,7 @@ def _policy_loss_of(case: Case, batch: WeightingInputs) -> torch.Tensor:
     terms = _policy_terms(
         case, batch, clip_low=inputs["clip_low"], clip_high=inputs["clip_high"], clipped_prefix=inputs["enable_clip"]
     )
-    aggregate = losses.AGGREGATIONS[inputs["loss_agg_mode"]]
+    aggregate = aggregations.AGGREGATIONS[inputs["loss_agg_mode"]]
     return aggregate(terms.loss, batch.response_mask, max_tokens=inputs.get("max_tokens"))
 
 
@@ -251,12 +260,12 @@ def _policy_metrics(case: Case, batch: WeightingInputs) -> Outputs:
             clip_high=inputs.get("prefix_clip_high", inputs["clip_high"]),
             clipped_prefix=True,
         )
-        prefix_clip = losses.masked_mean(prefix_terms.clipped.float(), batch.prefix_mask)
-        prefix_dual_clip = losses.masked_mean(prefix_terms.dual_clipped.float(), response)
+        prefix_clip = aggregations.masked_mean(prefix_terms.clipped.float(), batch.prefix_mask)
+        prefix_dual_clip = aggregations.masked_mean(prefix_terms.dual_clipped.float(), response)
     return {
-        "clip_fraction": losses.masked_mean(terms.clipped.float(), response),
-        "dual_clip_fraction": losses.masked_mean(terms.dual_clipped.float(), response),
-        "mean_old_minus_new_log_prob": losses.masked_mean(batch.old_logp - batch.logp, response),
+        "clip_fraction": aggregations.masked_mean(terms.clipped.float(), response),
+        "dual_clip_fraction": aggregations.masked_mean(terms.dual_clipped.float(), response),
+        "mean_old_minus_new_log_prob": aggregations.masked_mean(batch.old_logp - batch.logp, response),
         "prefix_clip_fraction": prefix_clip,
         "prefix_dual_clip_fraction": prefix_dual_clip,
     }
@@ -295,8 +304,10 @@ def _accumulation(case: Case) -> Outputs:
     logp = case.tensor("log_prob").requires_grad_()
     batch = _weighting_inputs(case, logp)
     sizes = case.inputs["micro_batch_rows"]
-    scales = losses.accumulation_scales(sizes, case.inputs["scaling"])
-    parts = [apply_transforms(["entropy"], _rows(batch, part)) for part in losses.micro_slices(logp.shape[0], sizes)]
+    scales = aggregations.accumulation_scales(sizes, case.inputs["scaling"])
+    parts = [
+        apply_transforms(["entropy"], _rows(batch, part)) for part in aggregations.micro_slices(logp.shape[0], sizes)
+    ]
     micro_losses = [_policy_loss_of(case, part) for part in parts]
     scaled = torch.stack([loss * scale for loss, scale in zip(micro_losses, scales, strict=True)]).sum()
     (grad,) = torch.autograd.grad(scaled, logp)
@@ -331,7 +342,7 @@ def _luffy_loss(case: Case) -> Outputs:
     )
     demonstration = losses.shaped_demonstration_tokens(logp, values, shape=shape, demonstration_probs=probs)
     tokens = torch.where(off, demonstration, terms.loss)
-    aggregate = losses.AGGREGATIONS["dr_grpo" if inputs["sum_over_width"] else "token-mean"]
+    aggregate = aggregations.AGGREGATIONS["dr_grpo" if inputs["sum_over_width"] else "token-mean"]
     loss = aggregate(tokens, response, max_tokens=response.shape[1])
     (grad,) = torch.autograd.grad(loss, logp)
     stand_in = losses.demonstration_ratio(logp, shape=shape, demonstration_probs=probs)
@@ -339,13 +350,13 @@ def _luffy_loss(case: Case) -> Outputs:
     return {
         "loss": loss,
         "grad_log_prob": grad,
-        "off_policy_loss_token_mean": losses.masked_mean(tokens, off),
-        "on_policy_loss_token_mean": losses.masked_mean(tokens, on),
-        "mean_prob_off": losses.masked_mean(logp.exp(), off),
-        "mean_old_prob_on": losses.masked_mean(old_logp.exp(), on),
-        "mean_off_ratio": losses.masked_mean(stand_in, off),
-        "mean_old_minus_new_log_prob": losses.masked_mean(old_logp - logp, response),
-        "clip_fraction": losses.masked_mean(terms.clipped.float(), response),
+        "off_policy_loss_token_mean": aggregations.masked_mean(tokens, off),
+        "on_policy_loss_token_mean": aggregations.masked_mean(tokens, on),
+        "mean_prob_off": aggregations.masked_mean(logp.exp(), off),
+        "mean_old_prob_on": aggregations.masked_mean(old_logp.exp(), on),
+        "mean_off_ratio": aggregations.masked_mean(stand_in, off),
+        "mean_old_minus_new_log_prob": aggregations.masked_mean(old_logp - logp, response),
+        "clip_fraction": aggregations.masked_mean(terms.clipped.float(), response),
     }
 
 
@@ -355,12 +366,12 @@ def _sft_aggregation(case: Case) -> Outputs:
     logp, _ = entropy_and_logp(logits[ids[:, :-1]], ids[:, 1:])
     nll, targets = losses.nll_tokens(logp), case.tensor("loss_mask")[:, :-1]
     objectives = {
-        "global_token_mean": losses.global_token_mean(nll, targets),
-        "mean_of_micro_means": losses.mean_of_micro_means(nll, targets, rows),
-        "sequence_mean": losses.sequence_mean(nll, targets),
-        "summed_micro_means": losses.summed_micro_means(nll, targets, rows),
+        "global_token_mean": aggregations.global_token_mean(nll, targets),
+        "mean_of_micro_means": aggregations.mean_of_micro_means(nll, targets, rows),
+        "sequence_mean": aggregations.sequence_mean(nll, targets),
+        "summed_micro_means": aggregations.summed_micro_means(nll, targets, rows),
     }
-    means, counts = losses.micro_means(nll, targets, rows)
+    means, counts = aggregations.micro_means(nll, targets, rows)
     outputs: Outputs = {"micro_means": means, "micro_token_counts": counts}
     for name, objective in objectives.items():
         outputs[f"{name}_loss"] = objective
@@ -506,3 +517,14 @@ def _leaves(want: Any, got: Any, name: str = "") -> Iterator[tuple[str, Any, Any
             yield from _leaves(value, inner, f"{name}[{i}]")
     else:
         yield name, want, got
+
+
+def main(folder: str = str(Path(__file__).parents[1] / "golden")) -> int:
+    """Print how the cases of a folder fare; 0 if all agree, else 1."""
+    results = run_parity(Path(folder))
+    print(format_results(results))
+    return 0 if passed(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
