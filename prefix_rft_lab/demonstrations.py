@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from prefix_rft_lab.config import RunConfig
-from prefix_rft_lab.runs import RunWriter
+from prefix_rft_lab.runs import RunWriter, torch_state
 from prefix_rft_lab.tasks import chains
 
 _EQUATION = re.compile(r"(\d+)([-+*#])(\d+)(?:[=:].*)?=(\d+)$")
@@ -36,7 +36,7 @@ def read(config: RunConfig, out: str | Path, *, limit: int = 256) -> pd.DataFram
     """
     from prefix_rft_lab.trainer import Trainer
 
-    with Trainer(config, RunWriter(config, out)) as trainer:
+    with torch_state(config.threads), Trainer(config, RunWriter(config, out)) as trainer:
         found = [(p.problem, d.ids) for p in trainer.train_problems[:limit] for d in p.demonstrations]
         right = trainer.score([ids for _, ids in found], [problem.answer for problem, _ in found])
         texts = [trainer.text(ids) for _, ids in found]

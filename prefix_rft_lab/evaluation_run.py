@@ -19,7 +19,17 @@ from typing import Any
 import pandas as pd
 
 from prefix_rft_lab.config import ConfigError, RunConfig, preset
-from prefix_rft_lab.runs import Run, RunError, append_line, environment, read_lines, write_json, write_table, write_text
+from prefix_rft_lab.runs import (
+    Run,
+    RunError,
+    append_line,
+    environment,
+    read_lines,
+    torch_state,
+    write_json,
+    write_table,
+    write_text,
+)
 from prefix_rft_lab.types import EncodedProblem, Problem
 
 
@@ -133,7 +143,7 @@ def evaluate_policy(
     if limit is not None and limit < 1:
         raise ConfigError(f"limit = {limit} leaves no problem; give at least 1")
     problems, dropped = problems_of(config, split)
-    with _Sampler(config, progress) as sampler:
+    with torch_state(config.threads), _Sampler(config, progress) as sampler:
         return sampler.evaluate(
             config,
             problems[:limit],
@@ -192,7 +202,7 @@ def evaluate_benchmarks(
         problems, left_out = read_problems(own.data)
         todo.append((name, own, [replace(problem, split=name) for problem in problems[:limit]], left_out))
     found = []
-    with _Sampler(config, progress) as sampler:
+    with torch_state(config.threads), _Sampler(config, progress) as sampler:
         for name, own, problems, dropped in todo:
             path = None if out is None else Path(out) / f"{name}.parquet"
             purpose = f"benchmark/{name}"
@@ -346,14 +356,11 @@ class _Sampler:
     """One policy and one verifier, for one evaluation or several."""
 
     def __init__(self, config: RunConfig, progress: Callable[[int, str], None] | None) -> None:
-        import torch
-
         from prefix_rft_lab.generation import engine_for
         from prefix_rft_lab.policy import load_policy
         from prefix_rft_lab.rewards import Verifier
         from prefix_rft_lab.templates import stop_ids
 
-        torch.set_num_threads(config.threads)
         model, self.tokenizer = load_policy(config)
         self.engine = engine_for(model, config, eos_id=stop_ids(self.tokenizer))
         self.verifier = Verifier()

@@ -33,6 +33,7 @@ from prefix_rft_lab.policy import (
     refuse_short_context,
     with_overrides,
 )
+from prefix_rft_lab.runs import torch_state
 from prefix_rft_lab.tasks import sources
 from prefix_rft_lab.types import Demonstration, EncodedProblem, Problem, Row, TokenKind
 
@@ -607,17 +608,13 @@ def measured_throughput(config: RunConfig, seconds: float = 1.0) -> Throughput:
     """
     device, dtype = device_of(config), autocast_dtype(config) or torch.float32
     size = 8192 if device.type == "cuda" else 1024
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
+    with torch_state(config.threads):
         matrix = torch.ones(size, size, device=device, dtype=dtype)
         (matrix @ matrix)[0, 0].item()
         shortest, end = math.inf, time.perf_counter() + seconds
         while (start := time.perf_counter()) < end:
             (matrix @ matrix)[0, 0].item()  # waits for the device
             shortest = min(shortest, time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads)
     where = "the GPU" if device.type == "cuda" else f"{config.threads} thread{'s' if config.threads > 1 else ''} here"
     return Throughput(
         flops=2 * size**3 / shortest, source=f"that of {config.model.dtype} products on {where}, just measured"

@@ -30,7 +30,7 @@ from prefix_rft_lab import policy, rng
 from prefix_rft_lab.config import ConfigError, RunConfig
 from prefix_rft_lab.generation import Request, TransformersEngine
 from prefix_rft_lab.policy import TokenChoices
-from prefix_rft_lab.runs import FOLLOWED, TOKEN_COLUMNS
+from prefix_rft_lab.runs import FOLLOWED, TOKEN_COLUMNS, torch_state
 from prefix_rft_lab.templates import stop_ids
 from prefix_rft_lab.tokens import pad_id, pad_rows
 from prefix_rft_lab.types import KIND_NAMES, EncodedProblem, Row
@@ -551,32 +551,32 @@ def read_tokens(
         own = is_run(Path(model_name).expanduser())
         given = {**({} if problems is None else {"data.problems": problems}), **(changes or {})}
         config = config_for(model_name, changes=given)
-        torch.set_num_threads(config.threads)
-        found, reasons = problems_of(config, split or default_split(model_name, config))
-        model, tokenizer = policy.load_policy(config)
-        encoded, more = encode_problems(tokenizer, found[:limit], config)
-        dropped = {**reasons, **more}
-        if not encoded:
-            raise ConfigError(
-                f"data.problems = {config.data.problems!r} leaves no problem ({dropped}); raise rollout.max_prompt_tokens"
+        with torch_state(config.threads):
+            found, reasons = problems_of(config, split or default_split(model_name, config))
+            model, tokenizer = policy.load_policy(config)
+            encoded, more = encode_problems(tokenizer, found[:limit], config)
+            dropped = {**reasons, **more}
+            if not encoded:
+                raise ConfigError(
+                    f"data.problems = {config.data.problems!r} leaves no problem ({dropped}); raise rollout.max_prompt_tokens"
+                )
+            sampled = config.rollout.max_response_tokens if own or model_name == "tiny" else 512
+            tables.append(
+                token_table_of(
+                    model,
+                    tokenizer,
+                    encoded,
+                    config,
+                    demonstrations=demonstrations,
+                    samples=samples,
+                    temperature=temperature,
+                    top_k=top_k,
+                    seed=seed,
+                    max_tokens=min(max_tokens or sampled, config.rollout.max_response_tokens),
+                    step=step,
+                    run=Path(models[0]).name,
+                )
             )
-        sampled = config.rollout.max_response_tokens if own or model_name == "tiny" else 512
-        tables.append(
-            token_table_of(
-                model,
-                tokenizer,
-                encoded,
-                config,
-                demonstrations=demonstrations,
-                samples=samples,
-                temperature=temperature,
-                top_k=top_k,
-                seed=seed,
-                max_tokens=min(max_tokens or sampled, config.rollout.max_response_tokens),
-                step=step,
-                run=Path(models[0]).name,
-            )
-        )
         if tables[-1].attrs["tokenizer"] != tables[0].attrs["tokenizer"]:
             raise ConfigError(
                 f"model = {model_name!r} has another vocabulary than {models[0]!r}; make a table of each by itself"

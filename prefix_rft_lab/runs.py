@@ -30,7 +30,7 @@ import os
 import platform
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,33 @@ def environment(threads: int) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         **{name: version(name) for name in names},
     }
+
+
+@contextlib.contextmanager
+def torch_state(threads: int) -> Iterator[None]:
+    """PyTorch as a run needs it, whatever the caller has set, and the caller's settings again afterwards: gradients and
+    no autocast, float32 on the CPU in full precision, so many CPU threads, and a global random state that stays."""
+    import torch
+
+    settings: list[tuple[Any, Any, Any]] = [
+        (torch.set_num_threads, threads, torch.get_num_threads()),
+        (torch.set_default_dtype, torch.float32, torch.get_default_dtype()),
+        (torch.set_float32_matmul_precision, "highest", torch.get_float32_matmul_precision()),
+    ]
+    if (device := torch.get_default_device()).type != "cpu":
+        settings.append((torch.set_default_device, None, device))
+    try:
+        for set_to, ours, _ in settings:
+            set_to(ours)
+        with contextlib.ExitStack() as within:
+            for context in (torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng()):
+                within.enter_context(context)
+            for kind in ("cpu", "cuda"):
+                within.enter_context(torch.autocast(kind, enabled=False))
+            yield
+    finally:
+        for set_to, _, before in settings:
+            set_to(before)
 
 
 READERS = (

@@ -42,7 +42,7 @@ from prefix_rft_lab.generation import Completion, Request, TransformersEngine, e
 from prefix_rft_lab.policy import autocast_dtype, device_of, load_policy, save_policy
 from prefix_rft_lab.records import TokenRecorder, tokenizer_id
 from prefix_rft_lab.rewards import Verifier
-from prefix_rft_lab.runs import Run, RunDivergedError, RunWriter, directory_of, disk_error, refuse_another
+from prefix_rft_lab.runs import Run, RunDivergedError, RunWriter, directory_of, disk_error, refuse_another, torch_state
 from prefix_rft_lab.tasks import sources
 from prefix_rft_lab.templates import stop_ids
 from prefix_rft_lab.tokens import encode_problems, pad_id, step_ends
@@ -78,8 +78,7 @@ def train(
     methods.check(config)
     path = directory_of(config, out)
     if not (path / "DONE.json").is_file():
-        torch.set_num_threads(config.threads)
-        with RunWriter(config, out) as writer:
+        with torch_state(config.threads), RunWriter(config, out) as writer:
             # It may have been finished since.
             if not (path / "DONE.json").is_file():
                 with Trainer(config, writer) as trainer:

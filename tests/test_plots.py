@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 
+import matplotlib.style
 import pandas as pd
 import pytest
 from run_factory import SMALL, write_run
@@ -73,6 +74,18 @@ def test_all_figures_draw_and_say_what_they_show(drawn):
             axes for axes in figure.axes if axes.get_visible() and axes.axison and axes.get_label() != "<colorbar>"
         ]
         assert all(axes.get_xlabel() for axes in panels[-1:])
+
+
+@pytest.mark.parametrize("style", [{"axes.facecolor": "black", "text.color": "white"}, {"text.usetex": True}])
+def test_the_style_of_the_caller_changes_no_figure(runs, tmp_path, style):
+    for draw in (plots.learning_curves, plots.final_scores, plots.demonstration_map):
+        plain = draw(runs)
+        with matplotlib.rc_context({**matplotlib.style.library["dark_background"], **style}):
+            styled = draw(runs)
+            assert styled.png() == plain.png()
+            files = plots.save_figure(styled, tmp_path / "styled")
+        for one, other in zip(files, plots.save_figure(plain, tmp_path / "plain"), strict=True):
+            assert one.read_bytes() == other.read_bytes()
 
 
 def test_axes_speak_of_units(drawn):

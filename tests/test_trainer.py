@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import json
@@ -114,6 +115,42 @@ def whole(tmp_path_factory, small):
 
 
 # ---------------------------------------------------------------- determinism
+
+
+def torch_settings():
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+        torch.get_num_threads(),
+        torch.get_rng_state().tolist(),
+    )
+
+
+@pytest.mark.parametrize(
+    "set_to",
+    [
+        torch.no_grad,
+        lambda: torch.set_default_dtype(torch.float64),
+        lambda: torch.set_num_threads(2),
+        lambda: torch.set_float32_matmul_precision("medium"),
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    ],
+    ids=["grad off", "float64", "threads", "precision", "inference mode", "autocast"],
+)
+def test_what_the_caller_set_in_torch_changes_no_run_and_outlives_it(tmp_path, small, whole, set_to):
+    with contextlib.ExitStack() as undone:
+        undone.callback(torch.set_num_threads, 1)
+        undone.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        undone.callback(torch.set_default_dtype, torch.get_default_dtype())
+        undone.enter_context(set_to() or contextlib.nullcontext())
+        before = torch_settings()
+        run = train(small(method="prefix_rft", **BUSY), tmp_path)
+        assert torch_settings() == before
+    assert_same_run(run, whole("prefix_rft"))
 
 
 @pytest.mark.parametrize("method", ["sft_then_rft", "prefix_rft"])

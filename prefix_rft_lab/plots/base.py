@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
@@ -96,6 +97,10 @@ COLUMN_LABELS = {
 }
 
 
+kit_style = matplotlib.style.context("default")
+"""Decorates what draws or saves: Matplotlib's defaults, whatever style or ``text.usetex`` the caller has set."""
+
+
 class RunFigure(Figure):
     """A figure that shows itself in notebooks and knows what it draws."""
 
@@ -107,6 +112,7 @@ class RunFigure(Figure):
         self.caption = ""
         """What the axes show and how many runs and problems it rests on; also the alternative text."""
 
+    @kit_style
     def png(self, dpi: float = 144) -> bytes:
         """The figure as PNG, in 128 colours, which a chart does not miss: a notebook holds many and stays small."""
         full, small = io.BytesIO(), io.BytesIO()
@@ -137,6 +143,7 @@ def visible(text: str) -> str:
 # ---------------------------------------------------------------------- saving
 
 
+@kit_style
 def save_figure(
     figure: Figure, path_stem: str | Path, *, data: pd.DataFrame | None = None, runs: Sequence[Run] = ()
 ) -> list[Path]:

@@ -17,6 +17,7 @@ from prefix_rft_lab.plots.base import (
     RunFigure,
     escaped,
     finish,
+    kit_style,
     new_figure,
     problems_of,
     seed_counts,
@@ -29,6 +30,7 @@ from prefix_rft_lab.stats import Label
 _BOOTSTRAP = "95% bootstrap over seeds and problems (problems only where there is one seed)"
 
 
+@kit_style
 def forest(
     runs: Sequence[Run],
     control: str | Mapping[str, str],
@@ -116,6 +118,7 @@ def _grouped(table: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> pd.Dat
     return table.iloc[order].reset_index(drop=True)
 
 
+@kit_style
 def dose_response(
     runs: Sequence[Run],
     dose: Callable[[Run], float],
@@ -224,6 +227,7 @@ def dose_response(
     return finish(figure, table.drop(columns="name"), caption)
 
 
+@kit_style
 def score_against_cost(
     runs: Sequence[Run], column: str = "avg", cost: str = "tokens", *, label: Label | None = None
 ) -> RunFigure:

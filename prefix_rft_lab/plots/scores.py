@@ -18,6 +18,7 @@ from prefix_rft_lab.plots.base import (
     RunFigure,
     escaped,
     finish,
+    kit_style,
     new_figure,
     seed_counts,
     style_of,
@@ -28,6 +29,7 @@ from prefix_rft_lab.stats import Label
 # ---------------------------------------------------------------------- final scores
 
 
+@kit_style
 def final_scores(
     runs: Sequence[Run], split: str = "test", metric: str = "avg", *, label: Label | None = None
 ) -> RunFigure:
@@ -86,6 +88,7 @@ VERDICT_STYLES = {
 """Verdict -> colour and marker."""
 
 
+@kit_style
 def verdicts(table: pd.DataFrame) -> RunFigure:
     """Every judged claim: effect in the claimed direction over the smallest that matters, with its corrected interval.
 
@@ -143,6 +146,7 @@ def verdicts(table: pd.DataFrame) -> RunFigure:
     return finish(figure, data, f"Claims: {counts}; {note}. The black bar is what a claim has to pass.")
 
 
+@kit_style
 def pass_at_k(runs: Sequence[Run], split: str = "test", *, label: Label | None = None) -> RunFigure:
     """Unbiased pass@k for k = 1 to the number of samples, with 95% bands."""
     groups = stats.group(runs, label)

@@ -29,6 +29,7 @@ from prefix_rft_lab.plots.base import (
     finish,
     from_zero,
     k_of,
+    kit_style,
     method_handles,
     mixed,
     new_figure,
@@ -103,6 +104,7 @@ def _kind_handles(colour: str, kinds: Sequence[str], *, marker: str = "") -> lis
 # ---------------------------------------------------------------------- distribution over training
 
 
+@kit_style
 def entropy_quantiles(runs: Sequence[Run]) -> RunFigure:
     """How the entropies of the tokens of each kind are distributed at each recorded step, with the clip's threshold.
 
@@ -160,6 +162,7 @@ def _label_outer(grid: np.ndarray, across: str, up: str) -> None:
 # ---------------------------------------------------------------------- within a response
 
 
+@kit_style
 def seam(runs: Sequence[Run], *, width: int = 4) -> RunFigure:
     """What happens to entropy where the demonstration ends: around the seam, and the jump against prefix length.
 
@@ -211,6 +214,7 @@ def seam(runs: Sequence[Run], *, width: int = 4) -> RunFigure:
     return finish(figure, data, caption)
 
 
+@kit_style
 def relative_position(runs: Sequence[Run], *, bins: int = 10) -> RunFigure:
     """Mean entropy from the beginning to the end of prefixes, continuations, responses and demonstrations.
 
@@ -242,6 +246,7 @@ def relative_position(runs: Sequence[Run], *, bins: int = 10) -> RunFigure:
 # ---------------------------------------------------------------------- which tokens
 
 
+@kit_style
 def forking_tokens(runs: Sequence[Run], *, most: int = 12, least: int = 5) -> RunFigure:
     """The tokens at whose places the policy was least sure, with how often they occurred and where.
 
@@ -302,6 +307,7 @@ def _one_line(text: str) -> str:
     return marked if len(marked) <= 40 else f"{marked[:39]}…"
 
 
+@kit_style
 def clip_stability(runs: Sequence[Run]) -> RunFigure:
     """How much of what the clip keeps of a demonstration at one step it keeps at another, against their distance.
 
@@ -337,6 +343,7 @@ def clip_stability(runs: Sequence[Run]) -> RunFigure:
     return finish(figure, table, caption)
 
 
+@kit_style
 def reward_by_prefix_entropy(runs: Sequence[Run], *, bins: int = 5) -> RunFigure:
     """Reward of hybrid rows against the mean entropy of their prefix, beside the prefixes' lengths, which go along.
 
@@ -375,6 +382,7 @@ def reward_by_prefix_entropy(runs: Sequence[Run], *, bins: int = 5) -> RunFigure
 # ---------------------------------------------------------------------- one text under a changing policy
 
 
+@kit_style
 def demonstration_map(runs: Sequence[Run], problem: str | None = None) -> RunFigure:
     """The entropy at every place of one demonstration at every recorded step: one text, a panel a method.
 
@@ -438,6 +446,7 @@ def demonstration_map(runs: Sequence[Run], problem: str | None = None) -> RunFig
     return finish(figure, pd.concat(parts, ignore_index=True), caption)
 
 
+@kit_style
 def surprise(runs: Sequence[Run]) -> RunFigure:
     """How surprised each policy is by the demonstrations, against how surprised it expects to be: one path a run.
 
@@ -514,6 +523,7 @@ def surprise(runs: Sequence[Run]) -> RunFigure:
 # ---------------------------------------------------------------------- what an update does to entropy
 
 
+@kit_style
 def entropy_change(runs: Sequence[Run]) -> RunFigure:
     """What single updates did to the entropies of followed demonstrations, against the first-order prediction.
 
@@ -583,6 +593,7 @@ def _agreement(table: pd.DataFrame) -> str:
     return f"{middle}R² {1 - (error**2).mean() / spread:.2f}"
 
 
+@kit_style
 def advantage_covariance(runs: Sequence[Run]) -> RunFigure:
     """The covariance of log-probability and advantage, which drives entropy under policy gradient, above the entropy."""
     series = collect(runs, None, [("on_policy", "entropy_on_policy", "metrics")])
@@ -620,6 +631,7 @@ def advantage_covariance(runs: Sequence[Run]) -> RunFigure:
     return finish(figure, data, caption)
 
 
+@kit_style
 def collapse(runs: Sequence[Run]) -> RunFigure:
     """What each method gave up in entropy for what it won in reward: one path a run, from the policy before training."""
     entropy = {one.name: one for one in collect(runs, None, [("", "entropy", "evaluations")], required=False)}
@@ -668,6 +680,7 @@ _COLLAPSE = ("start", "end", "half_time", "lost", "gained", "per_nat")
 # ---------------------------------------------------------------------- what the clip keeps
 
 
+@kit_style
 def kept_tokens(run: Run, *, most: int = 12) -> RunFigure:
     """Which prefix tokens the entropy clip keeps: entropy against place in the prefix, and the texts kept most.
 

@@ -34,6 +34,7 @@ from prefix_rft_lab.plots.base import (
     from_zero,
     hard_count,
     k_of,
+    kit_style,
     long_first,
     mark_stages,
     method_handles,
@@ -55,6 +56,7 @@ from prefix_rft_lab.stats import Label
 # ---------------------------------------------------------------------- figures of single configs
 
 
+@kit_style
 def schedule(config: RunConfig, *, samples: bool = True) -> RunFigure:
     """The window that prefix ratios are drawn from, step by step, its mean, and drawn ratios.
 
@@ -100,6 +102,7 @@ def schedule(config: RunConfig, *, samples: bool = True) -> RunFigure:
     return finish(figure, data, caption)
 
 
+@kit_style
 def prefix_lengths(config: RunConfig, demonstration_tokens: Sequence[int]) -> RunFigure:
     """How many tokens of the demonstrations become prefixes at each step.
 
@@ -161,6 +164,7 @@ def _ratio_draws(config: RunConfig, step: int, problem: int) -> np.random.Genera
 # ---------------------------------------------------------------------- curves over training
 
 
+@kit_style
 def learning_curves(runs: Sequence[Run], metric: str = "avg", *, label: Label | None = None) -> RunFigure:
     """An evaluation column (``avg``, ``pass``, ``greedy``, ``hard.avg``, ``tokens``...) on the validation split over
     training steps, with the base policy's level."""
@@ -178,11 +182,13 @@ def learning_curves(runs: Sequence[Run], metric: str = "avg", *, label: Label | 
     return _evaluation_figure(runs, metric, label, title=capitalised(f"{shown} over training", only=name not in SCORES))
 
 
+@kit_style
 def policy_entropy(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
     """Mean entropy (nats) of sampled validation responses over training, every method on one axis."""
     return _evaluation_figure(runs, "entropy", label, title="Policy entropy over training")
 
 
+@kit_style
 def _evaluation_figure(
     runs: Sequence[Run], column: str, label: Label | None, *, title: str, where: str = ""
 ) -> RunFigure:
@@ -214,6 +220,7 @@ def _evaluation_figure(
     return finish(figure, table_of(series), caption)
 
 
+@kit_style
 def entropy_dynamics(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
     """The signature figure: entropy by token kind over training, a panel a method, above the prefix-ratio window.
 
@@ -295,6 +302,7 @@ def entropy_dynamics(runs: Sequence[Run], *, label: Label | None = None) -> RunF
     return finish(figure, pd.concat(parts, ignore_index=True), caption)
 
 
+@kit_style
 def rewards(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
     """Mean reward of training rows without and with a prefix, and how often the prefix already shows the answer."""
     columns = [
@@ -336,6 +344,7 @@ def rewards(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
     return finish(figure, table_of(series, width), caption)
 
 
+@kit_style
 def lengths(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
     """Response length in tokens: on validation problems, and of training rows without and with a prefix."""
     evaluated = collect(runs, label, [("", "tokens", "evaluations")], required=False)
@@ -388,6 +397,7 @@ def lengths(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
     return finish(figure, data, caption)
 
 
+@kit_style
 def loss(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
     """The loss of every update, supervised stages (NLL) apart from policy-gradient stages: their units differ."""
     series = collect(runs, label, [("", "loss", "metrics")])
@@ -434,6 +444,7 @@ def loss(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
     return finish(figure, table_of([one for *_, part in panels for one in part], width), caption)
 
 
+@kit_style
 def gradient_norm(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
     """Global gradient norm before clipping, on a logarithmic axis, with the clip of the configs."""
     series = collect(runs, label, [("", "grad_norm", "metrics")])
@@ -473,6 +484,7 @@ def gradient_norm(runs: Sequence[Run], *, label: Label | None = None) -> RunFigu
     return finish(figure, table_of(series, width), caption)
 
 
+@kit_style
 def gradient_by_kind(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
     """How much of an update each token kind makes: the gradient norm of its loss alone, and its share of the tokens.
 
@@ -525,6 +537,7 @@ def gradient_by_kind(runs: Sequence[Run], *, label: Label | None = None) -> RunF
     return finish(figure, table_of(series), caption)
 
 
+@kit_style
 def nll_against_reward(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
     """How well a policy imitates against how well it solves: NLL of the training demonstrations and avg@k, a point an
     evaluation, joined in the order of training.

@@ -225,6 +225,7 @@ class RunExplorer(Explorer):
             lasts.append(f"{name} {ends.mean():.3f} ({len(ends)} seed{'s' if len(ends) != 1 else ''})")
         return f"{len(self.runs)} runs, {done} finished. Last {self.metric}: {', '.join(lasts) or 'not recorded yet'}"
 
+    @plots.kit_style
     def picture(self) -> plots.RunFigure:
         figure = plots.RunFigure(figsize=(9, 3.6), layout="constrained")
         axes = figure.subplots()

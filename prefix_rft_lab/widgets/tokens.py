@@ -375,6 +375,7 @@ def _heat() -> ListedColormap:
     return ListedColormap(1 - share + share * colormaps["cividis"](1 - t)[:, :3])
 
 
+@plots.kit_style
 def _picture(frame: pd.DataFrame, *, title: str, note: str, prefix: int, highest: float) -> plots.RunFigure:
     """The text on a grid of letters, each token on a field of its entropy."""
     places: list[tuple[int, int]] = []
