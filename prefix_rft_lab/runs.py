@@ -14,7 +14,7 @@
         DIVERGED.json      what became no number, and at which step; such a run is finished and solved nothing
         DONE.json          written last: a run without it is not finished
         tensorboard/ wandb/    mirrors, where records.writers asks for them
-    <out>/<name>/.<run>.claim-0    while a process trains the run
+    <out>/<name>/.<run>.claim    while a process trains the run
 
 Plots, reports and widgets read these files and nothing else.
 """
@@ -33,7 +33,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pandas as pd
 
@@ -398,80 +398,74 @@ STALE_SECONDS = 120.0
 class Claim:
     """The right of one process to write a run, among all processes and machines that share its folder.
 
-    A claim is a file beside the run, ``.<run>.claim-<n>``, with machine and process in it, created by exactly one and
-    locked by the operating system where the file system knows locks: on one machine a claim lives as long as its lock.
-    That of another machine, whose locks may not reach here, lives as long as its heartbeat: the file's time of change
-    against the clock of the same file server. A claim is taken over by creating ``n + 1``, which only one process can;
-    the other notices that its own file is gone and stops.
+    A claim is a file beside the run, ``.<run>.claim``, with machine and process in it, put there whole and locked by the
+    operating system: on one machine a claim lives as long as its lock. That of another machine, whose locks may not
+    reach here, lives as long as its heartbeat: the file's time of change against the clock of the same file server. A
+    dead claim is replaced; should its process wake up, it notices that the file is no longer its own, and stops.
     """
 
     def __init__(self, run: Path) -> None:
         self.run = run
-        self.path: Path | None = None
-        self._descriptor = -1
+        self.path = _claim_file(run)
+        self._file: TextIO | None = None
         self._made: list[Path] = []
         self._over = threading.Event()
 
     def acquire(self) -> None:
         """Raises :class:`RunClaimedError` if a living process has the run; free to call again."""
-        if self.path is not None:
+        if self._file is not None:
             return
         folder = self.run.parent
         self._made = [p for p in (folder, *folder.parents) if not p.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        stale = list(_claims(self.run))
-        if holder := _holder(stale):
-            self._leave_no_folder()
-            raise self._refusal(holder)
-        number = max((int(path.name.rpartition("-")[2]) for path in stale), default=-1) + 1
-        path = self.run.with_name(f".{self.run.name}.claim-{number}")
-        try:
-            self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-        except (FileExistsError, FileNotFoundError):
-            # At this very moment another process came first, or gave up and took its empty folder away.
-            raise self._refusal(claimed_by(self.run) or "another process") from None
-        # Locked before it says whose it is: a claim of this machine without a lock is one of a dead process.
-        with contextlib.suppress(OSError):
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.write(self._descriptor, json.dumps(_machine() | {"pid": os.getpid()}).encode())
-        self.path = path
-        # Who counted its claims while there were none may have come at the same time, to another number.
-        if holder := _holder([other for other in _claims(self.run) if other not in (path, *stale)]):
-            self.release()
-            raise self._refusal(holder)
-        for old in stale:
-            old.unlink(missing_ok=True)
+        with _one_at_a_time(folder):
+            if holder := claimed_by(self.run):
+                self._leave_no_folder()
+                raise RunClaimedError(
+                    f"{self.run} is being trained by another process ({holder}); wait for it, or use another --out"
+                )
+            temporary = _temporary(self.path)
+            self._file = temporary.open("w", encoding="utf-8")
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file.write(json.dumps(_machine() | {"pid": os.getpid()}))
+            self._file.flush()
+            temporary.replace(self.path)
         self._over.clear()
-        threading.Thread(target=self._beat, args=(path, self._over), daemon=True).start()
-
-    def _refusal(self, holder: str) -> RunClaimedError:
-        return RunClaimedError(
-            f"{self.run} is being trained by another process ({holder}); wait for it, or use another --out"
-        )
+        threading.Thread(target=self._beat, args=(self._file, self._over), daemon=True).start()
 
     @staticmethod
-    def _beat(path: Path, over: threading.Event) -> None:
+    def _beat(file: TextIO, over: threading.Event) -> None:
         while not over.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(OSError):
-                os.utime(path)
+            with contextlib.suppress(OSError, ValueError):
+                os.utime(file.fileno())
+
+    @property
+    def _lost(self) -> bool:
+        """Whether the claim was taken away, e.g. while this machine slept."""
+        assert self._file is not None
+        with contextlib.suppress(OSError):
+            return not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        return True
 
     def check(self) -> None:
-        """Raises :class:`RunClaimedError` if the run was taken over, e.g. while this machine slept."""
-        if self.path is not None and not self.path.exists():
+        """Raises :class:`RunClaimedError` if the run was taken over."""
+        if self._file is not None and self._lost:
             raise RunClaimedError(
                 f"{self.run} was taken over by another process, since this one was silent for {STALE_SECONDS:g} seconds"
             )
 
     def release(self) -> None:
         """Let other processes in again; free to call again."""
-        if self.path is None:
+        if self._file is None:
             return
         self._over.set()
-        self.path.unlink(missing_ok=True)
-        os.close(self._descriptor)
-        self.path = None
-        if not self.run.exists():
-            self._leave_no_folder()
+        if not self._lost:
+            with _one_at_a_time(self.run.parent):
+                self.path.unlink()
+                if not self.run.exists():
+                    self._leave_no_folder()
+        self._file.close()
+        self._file = None
 
     def _leave_no_folder(self) -> None:
         for folder in self._made:
@@ -479,27 +473,41 @@ class Claim:
                 folder.rmdir()
 
 
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Processes of this machine look at claims and replace them one after the other.
+
+    Two machines without common locks may replace a dead claim at once: the later one has it, and the other stops before
+    it records a step (:meth:`Claim.check`).
+    """
+    with contextlib.ExitStack() as stack:
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                folder.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
+                with contextlib.suppress(OSError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                # Who gave up takes its empty folder away, and with it the lock.
+                if os.path.samestat(os.fstat(descriptor), folder.stat()):
+                    break
+        yield
+
+
+def _claim_file(run: Path) -> Path:
+    return run.with_name(f".{run.name}.claim")
+
+
 def claimed_by(run: Path) -> str:
     """Machine and process that train a run, in words; empty if none does."""
-    return _holder(_claims(run))
-
-
-def _claims(run: Path) -> list[Path]:
-    with contextlib.suppress(OSError):
-        return sorted(p for p in run.parent.iterdir() if p.name.startswith(f".{run.name}.claim-"))
-    return []
-
-
-def _holder(claims: Sequence[Path]) -> str:
-    """Who has the first of some claims that lives; empty if none does."""
-    for path in claims:
-        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-            try:
-                owner = json.loads(file.read())
-            except ValueError:
-                owner = {}
-            if _lives(file.fileno(), owner, path):
-                return f"process {owner.get('pid', '?')} on {owner.get('host', 'an unknown machine')}"
+    path = _claim_file(run)
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        try:
+            owner = json.loads(file.read())
+        except ValueError:
+            owner = {}
+        if _lives(file.fileno(), owner, path):
+            return f"process {owner.get('pid', '?')} on {owner.get('host', 'an unknown machine')}"
     return ""
 
 
