@@ -144,7 +144,7 @@ class ProgressBar:
         from tqdm.auto import tqdm
 
         # A notebook that runs headlessly has nowhere to show a bar, and would keep it as a widget for ever.
-        shown = shown and "PREFIX_RFT_LAB_STATUS" not in os.environ
+        shown = shown and "PREFIX_RFT_LAB_TICKET" not in os.environ
         self.bar = tqdm(
             total=total, initial=done, desc=f"{config.method} s{config.seed}", disable=not shown, unit="step"
         )

@@ -20,26 +20,22 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
-import hashlib
 import json
 import os
 import re
-import shutil
-import signal
+import secrets
+import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefix_rft_lab.config import ConfigError
-from prefix_rft_lab.runs import Run, RunError, directory_of, load_all, write_json, write_text
-
-TICKET = "PREFIX_RFT_LAB_TICKET"
-"""Environment variable with the hash of source and parameters of the notebook that a kernel was started for."""
+from prefix_rft_lab.pool import THREAD_VARIABLES, TICKET
+from prefix_rft_lab.runs import Run, RunError, directory_of, load_all, write_json
 
 SECONDS_LIMIT = 12 * 3600.0
 """Wall-clock limit of a notebook, unless another is given: against hanging, not against work."""
@@ -47,8 +43,6 @@ SECONDS_LIMIT = 12 * 3600.0
 _TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 _RANGE = re.compile(r"\bin \[(-?[\d.]+(?:e-?\d+)?), (-?[\d.]+(?:e-?\d+)?)\]")
 _CHOICES = re.compile(r"\bone of: ([^\s,]+(?:, [^\s,]+)*)")
-_CELL_FILE = re.compile(r"[^\s\"'(<>]*ipykernel_\d+/\d+\.py")
-_VOLATILE = ("papermill", "execution")
 
 
 # ---------------------------------------------------------------------- parameters
@@ -235,24 +229,21 @@ def run_notebook(
     parameters: Mapping[str, Any],
     *,
     seconds_limit: float = SECONDS_LIMIT,
-    working_dir: str | Path | None = None,
     threads: int = 1,
     progress: bool = True,
-    strip_parameters: bool = False,
 ) -> Path:
-    """Execute a notebook in a kernel of this interpreter and write the executed notebook.
+    """Execute a notebook by papermill in a kernel of this interpreter and write the executed notebook.
 
     While it runs, and after a failure, what was executed so far stands in ``<out_path stem>.partial.ipynb``.
 
     Args:
-        path: a notebook with a parameters cell that declares ``out``, ending in a call of :func:`finish`.
-        out_path: where the executed notebook goes: outputs kept, timings and absolute paths taken out.
+        path: a notebook with a parameters cell that declares ``out``, ending in a call of :func:`finish`. It runs in its
+            own folder, as in JupyterLab.
+        out_path: where the executed notebook goes.
         parameters: values by name; ``out`` is needed, and is made absolute.
         seconds_limit: wall-clock limit of the whole notebook.
-        working_dir: the kernel's folder; the notebook's own by default, as in JupyterLab.
         threads: threads of numerical libraries in the kernel.
-        progress: show one line with the cell and what a training in it says.
-        strip_parameters: leave the cell with the given values out of the executed notebook.
+        progress: show papermill's bar of cells in a terminal.
 
     Returns:
         ``out_path``.
@@ -263,235 +254,109 @@ def run_notebook(
             names the notebook, the cell's first line and the error.
     """
     path, out_path = Path(path), Path(out_path)
-    source = _read(path)
     values = check_parameters(parameters_of(path), parameters, path.name)
     if not values.get("out"):
         raise ConfigError(f"out is not given for {path.name}; a notebook that is run without a browser needs a folder")
     folder = Path(values["out"]).expanduser().absolute()
-    ticket = _hash([_code(source), {**values, "out": str(folder)}])
-    sentinel = _sentinel(folder, path.stem)
+    ticket, sentinel = secrets.token_hex(8), _sentinel(folder, path.stem)
     sentinel.unlink(missing_ok=True)
     out_path.parent.mkdir(parents=True, exist_ok=True)
     partial = out_path.with_name(f"{out_path.stem}.partial.ipynb")
-    home = Path(working_dir) if working_dir is not None else path.parent
-    given = {name: values[name] for name in parameters}
-    with _Kernel(home.absolute(), ticket, threads) as kernel:
-        kernel.execute(path, partial, {**given, "out": str(folder)}, seconds_limit, progress)
+    partial.unlink(missing_ok=True)
+    given = {name: values[name] for name in parameters} | {"out": str(folder)}
+    errors = _execute(path, partial, given, ticket, seconds_limit, threads, progress)
+    cell, error = _stopped_at(partial)
+    kept = f"what was executed stands in {partial}"
+    if errors is None:
+        raise RunError(
+            f"{path.name} was stopped at {cell}: it took longer than {seconds_limit:g} seconds; finished runs are kept, "
+            f"raise the limit or take a smaller profile; {kept}"
+        )
+    if errors and error:
+        raise RunError(f"{path.name} failed at {cell}: {error}; {kept}")
+    if errors:
+        raise RunError(f"{path.name} lost its kernel at {cell} ({errors}); out of memory, or ended by hand? {kept}")
     written = json.loads(sentinel.read_text(encoding="utf-8")) if sentinel.is_file() else {}
     if written.get("ticket") != ticket:
         raise RunError(
-            f"{path.name} stopped at {kernel.cell} without an error and without finish(out, {path.stem!r}) as its last line: "
-            f"it did not run to its end; what was executed stands in {partial}"
+            f"{path.name} stopped at {cell} without an error and without finish(out, {path.stem!r}) as its last line: it "
+            f"did not run to its end; {kept}"
         )
-    given_folder = Path(values["out"])
-    replacements = {
-        str(folder): "reproduction" if given_folder.is_absolute() else given_folder.as_posix(),
-        str(home.absolute()): ".",
-        str(_root().absolute()): ".",
-        str(Path.cwd()): ".",
-        sys.prefix: "[python]",
-        tempfile.gettempdir(): "[tmp]",
-        str(Path.home()): "~",
-    }
-    clean = normalise(_read(partial), replacements, strip_parameters=strip_parameters)
-    write_text(out_path, json.dumps(clean, indent=1, ensure_ascii=False) + "\n")
-    partial.unlink()
+    partial.replace(out_path)
     return out_path
 
 
-def normalise(
-    notebook: dict[str, Any], replacements: Mapping[str, str], *, strip_parameters: bool = False
-) -> dict[str, Any]:
-    """An executed notebook without what differs from machine to machine: timings, random ids, absolute paths.
+def _execute(
+    path: Path,
+    out_path: Path,
+    parameters: Mapping[str, Any],
+    ticket: str,
+    seconds_limit: float,
+    threads: int,
+    progress: bool,
+) -> str | None:
+    """Run papermill as a child: the last line of what it complains of, empty if of nothing, None if its time was up."""
+    import psutil
 
-    Args:
-        notebook: nbformat 4 as plain values; changed in place.
-        replacements: absolute path -> what stands for it; longer paths go first.
-        strip_parameters: leave the injected parameters out.
-    """
-    ordered = sorted(((old, new) for old, new in replacements.items() if len(old) > 1), key=lambda pair: -len(pair[0]))
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, str):
-            value = _CELL_FILE.sub("[cell]", value)
-            for old, new in ordered:
-                value = re.sub(rf"(?<![\w.-]){re.escape(old)}(?![\w.-])", new.replace("\\", r"\\"), value)
-            return value
-        if isinstance(value, list):
-            return [clean(item) for item in value]
-        return {key: clean(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-    notebook["metadata"].pop("papermill", None)
-    cells = []
-    for cell in notebook["cells"]:
-        tags = cell["metadata"].get("tags", [])
-        if "injected-parameters" in tags:
-            if strip_parameters:
-                continue
-            if "id" in cell:
-                cell["id"] = "injected-parameters"
-            cell["source"] = clean(cell["source"])
-        for name in _VOLATILE:
-            cell["metadata"].pop(name, None)
-        if not tags:
-            cell["metadata"].pop("tags", None)
-        for output in cell.get("outputs", []):
-            for key in ("text", "traceback", "evalue"):
-                if key in output:
-                    output[key] = clean(output[key])
-            data = output.get("data", {})
-            for kind in data:
-                # Images are encoded; letters in them that read like a path are none.
-                if not kind.startswith("image/") or kind == "image/svg+xml":
-                    data[kind] = clean(data[kind])
-        cells.append(cell)
-    notebook["cells"] = cells
-    return notebook
-
-
-class _Kernel:
-    """A kernel of this interpreter for one notebook, with folders of its own that go when it ends."""
-
-    def __init__(self, working_dir: Path, ticket: str, threads: int) -> None:
-        from jupyter_client.kernelspec import KernelSpecManager
-        from jupyter_client.manager import AsyncKernelManager
-
-        from prefix_rft_lab.pool import STATUS_FILE, THREAD_VARIABLES
-
-        # Sockets have short names: not the long folder that some systems give to temporary files.
-        short = Path("/tmp")
-        self.folder = Path(tempfile.mkdtemp(prefix="prl-", dir=short if short.is_dir() else None))
-        spec = self.folder / "kernels" / "python3"
+    with tempfile.TemporaryDirectory(prefix="prl-") as folder:
+        # Whatever kernels are installed under that name, this one is of this interpreter.
+        spec = Path(folder) / "kernels" / "python3"
         spec.mkdir(parents=True)
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
         (spec / "kernel.json").write_text(
             json.dumps({"argv": argv, "display_name": "Python 3 (ipykernel)", "language": "python"})
         )
-        self.status_file = self.folder / "status"
-        self.cell = "its start"
-        environment = {
-            **os.environ,
-            **dict.fromkeys(THREAD_VARIABLES, str(threads)),
-            TICKET: ticket,
-            STATUS_FILE: str(self.status_file),
-            # A backend for scripts would keep the figures out of the notebook.
-            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-            # No start-up files and no history of whoever runs it.
-            "IPYTHONDIR": str(self.folder / "ipython"),
-            "TOKENIZERS_PARALLELISM": "false",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-        }
-
-        class Manager(AsyncKernelManager):
-            async def start_kernel(self, **options: Any) -> Any:  # type: ignore[override]
-                return await super().start_kernel(**{**options, "cwd": str(working_dir), "env": environment})
-
-        self.manager = Manager(
-            kernel_name="python3",
-            kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(self.folder / "kernels")]),
-            connection_file=str(self.folder / "k.json"),
-            # TCP ports are chosen before they are bound, and two kernels that start together can meet on one.
-            transport="ipc" if os.name == "posix" else "tcp",
+        # Braces in a path are fields to papermill.
+        source, target = (str(p).replace("{", "{{").replace("}", "}}") for p in (path, out_path))
+        bar = progress and sys.stderr.isatty()
+        options = ["--kernel=python3", "--start-timeout=180", "--log-level=ERROR", f"--cwd={path.parent.absolute()}"]
+        options += [
+            "--progress-bar" if bar else "--no-progress-bar",
+            f"--parameters_yaml={json.dumps(dict(parameters))}",
+        ]
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "papermill", source, target, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=None if bar else subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={
+                **os.environ,
+                **dict.fromkeys(THREAD_VARIABLES, str(threads)),
+                TICKET: ticket,
+                "JUPYTER_PATH": folder,
+                # No start-up files and no history of whoever runs it.
+                "IPYTHONDIR": str(Path(folder) / "ipython"),
+                # A backend for scripts would keep the figures out of the notebook.
+                "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+                "TOKENIZERS_PARALLELISM": "false",
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+                "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+            },
         )
-
-    def __enter__(self) -> _Kernel:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-        from jupyter_core.utils import run_sync
-
-        with contextlib.suppress(Exception):
-            run_sync(self.manager.shutdown_kernel)(now=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def kill(self) -> None:
-        """End the kernel's process group; training workers leave when their input closes."""
-        process = getattr(self.manager.provisioner, "process", None)
-        if process is not None and process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-    def execute(
-        self, path: Path, out_path: Path, parameters: dict[str, Any], seconds_limit: float, progress: bool
-    ) -> None:
-        """Run all cells by papermill.
-
-        Raises:
-            RunError: an error in a cell, a kernel that died, or the time limit.
-        """
-        import logging
-
-        import papermill
-        from nbclient.exceptions import CellTimeoutError
-        from papermill.exceptions import PapermillExecutionError
-
-        logging.getLogger("papermill").setLevel(logging.ERROR)
-        late = threading.Event()
-        kept = f"what was executed stands in {out_path}"
         try:
-            with self._watch(path.name, seconds_limit, late, progress):
-                # Braces in a path are fields to papermill.
-                source, target = (str(p).replace("{", "{{").replace("}", "}}") for p in (path, out_path))
-                papermill.execute_notebook(
-                    source,
-                    target,
-                    parameters=parameters,
-                    kernel_name="python3",
-                    progress_bar=False,
-                    start_timeout=180,
-                    km=self.manager,
-                    on_cell_execute=self._enter,
-                    iopub_timeout=60,
-                )
-        except PapermillExecutionError as error:
-            message = " ".join(error.evalue.split())
-            raise RunError(f"{path.name} failed at {self.cell}: {error.ename}: {message}; {kept}") from None
-        except (CellTimeoutError, RuntimeError) as error:
-            # nbclient leaves a task behind, and asyncio would print its traceback below our sentence.
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-            if late.is_set():
-                raise RunError(
-                    f"{path.name} was stopped at {self.cell}: it took longer than {seconds_limit:g} seconds; finished runs "
-                    f"are kept, raise the limit or take a smaller profile; {kept}"
-                ) from None
-            raise RunError(
-                f"{path.name} lost its kernel at {self.cell} ({' '.join(str(error).split())}); out of memory, or ended by "
-                f"hand? {kept}"
-            ) from None
+            _, errors = child.communicate(timeout=seconds_limit)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            # The kernel has a session of its own; training workers leave when their input closes.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for process in [*psutil.Process(child.pid).children(recursive=True), child]:
+                    process.kill()
+            child.wait()
+    return (errors or f"status {child.returncode}").strip().splitlines()[-1] if child.returncode else ""
 
-    def _enter(self, cell: Any, cell_index: int) -> None:
-        lines = [line.strip() for line in cell.source.splitlines() if line.strip()]
-        self.cell = f"cell {lines[0]!r}" if lines else "an empty cell"
 
-    @contextlib.contextmanager
-    def _watch(self, name: str, seconds_limit: float, late: threading.Event, progress: bool) -> Iterator[None]:
-        """Beside the notebook: kill it when its time is up, and show what it is doing."""
-        from prefix_rft_lab.pool import Status
-
-        over = threading.Event()
-        started = time.monotonic()
-
-        def watch(status: Status) -> None:
-            while not over.wait(0.5):
-                if time.monotonic() - started > seconds_limit:
-                    late.set()
-                    self.kill()
-                    return
-                inner = ""
-                with contextlib.suppress(FileNotFoundError):
-                    inner = self.status_file.read_text(encoding="utf-8")
-                status.update(0, f"{name} {self.cell}{': ' if inner else ''}{inner}")
-
-        with Status(None, progress) as status:
-            thread = threading.Thread(target=watch, args=(status,), daemon=True)
-            thread.start()
-            try:
-                yield
-            finally:
-                over.set()
-                thread.join()
+def _stopped_at(notebook: Path) -> tuple[str, str]:
+    """The last cell of an executed notebook that was started, and the error there; empty if there is none."""
+    cells = _read(notebook)["cells"] if notebook.is_file() else []
+    started = [cell for cell in cells if cell["metadata"].get("papermill", {}).get("start_time")]
+    if not started:
+        return "its start", ""
+    lines = [line.strip() for line in _text(started[-1]["source"]).splitlines() if line.strip()]
+    errors = [f"{o['ename']}: {' '.join(o['evalue'].split())}" for o in started[-1].get("outputs", []) if "ename" in o]
+    return f"cell {lines[0]!r}" if lines else "an empty cell", "".join(errors[:1])
 
 
 # ---------------------------------------------------------------------- reproduction
@@ -651,11 +516,3 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _text(source: str | list[str]) -> str:
     return source if isinstance(source, str) else "".join(source)
-
-
-def _code(notebook: Mapping[str, Any]) -> list[str]:
-    return [_text(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -45,11 +45,11 @@ from prefix_rft_lab.runs import (
     claimed_by,
     directory_of,
     refuse_another,
-    write_text,
 )
 
-STATUS_FILE = "PREFIX_RFT_LAB_STATUS"
-"""Environment variable that names a file for the status line: a notebook that runs headless has no place for a bar."""
+TICKET = "PREFIX_RFT_LAB_TICKET"
+"""Environment variable of a kernel that runs a notebook without a browser: nobody sees a bar there, and it would stay in
+the notebook as a widget. The notebook's last line shows the value to who started it."""
 
 LINE_SECONDS = 10.0
 """Plain status lines come at most this often."""
@@ -552,8 +552,8 @@ def makespan(running: Sequence[float], waiting: Sequence[float], workers: int) -
 class Status:
     """One line that says how far things are, wherever this process shows it.
 
-    A file if :data:`STATUS_FILE` names one, a tqdm bar in a terminal or notebook, else a plain line on stderr every
-    :data:`LINE_SECONDS`; nothing if ``shown`` is False.
+    A tqdm bar in a terminal or notebook, else a plain line on stderr every :data:`LINE_SECONDS`; nothing if ``shown`` is
+    False, or in a notebook that runs without a browser.
 
     Args:
         total: steps in all, or None for a text without a bar.
@@ -561,11 +561,10 @@ class Status:
 
     def __init__(self, total: int | None, shown: bool = True) -> None:
         self.total = total
-        self.shown = shown
+        self.shown = shown and TICKET not in os.environ
         self._bar: Any = None
-        self._file = os.environ.get(STATUS_FILE)
         self._last = ("", -LINE_SECONDS)
-        if shown and not self._file and (sys.stderr.isatty() or in_notebook()):
+        if self.shown and (sys.stderr.isatty() or in_notebook()):
             from tqdm.auto import tqdm
 
             layout = {"bar_format": "{desc} [{elapsed}]"} if total is None else {"unit": "step"}
@@ -584,21 +583,14 @@ class Status:
             return
         line = text if self.total is None else f"{done}/{self.total} steps, {text}"
         now = time.monotonic()
-        if line == self._last[0] or (not self._file and now - self._last[1] < LINE_SECONDS):
+        if line == self._last[0] or now - self._last[1] < LINE_SECONDS:
             return
         self._last = (line, now)
-        if self._file:
-            # A status that cannot be shown is no reason to stop a training.
-            with contextlib.suppress(OSError, RunError):
-                write_text(Path(self._file), line)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        if self.shown and self._file:
-            Path(self._file).unlink(missing_ok=True)
 
     def __enter__(self) -> Status:
         return self

@@ -4,7 +4,8 @@
     python scripts/publish_results.py reproduction/full
 
 The report is taken as Markdown, which a repository shows; the same as one HTML page, 2 MB of embedded pictures, stays with
-the reproduction. Pictures are stored with 256 colours, which a chart does not miss and which makes them a third as large.
+the reproduction. Notebooks lose what differs from machine to machine: timings,
+random ids, absolute paths. Pictures are stored with 256 colours, which a chart does not miss and which makes them a third as large.
 Runs themselves (weights, token tables) stay where they are; the report and the summary name their configs and sources.
 """
 
@@ -14,14 +15,20 @@ import argparse
 import base64
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+CELL_FILE = re.compile(r"[^\s\"'(<>]*ipykernel_\d+/\d+\.py")
+VOLATILE = ("papermill", "execution")
 KEPT = ("report.md", "summary.json", "figures/*.png", "notebooks/*.ipynb")
 
 
@@ -37,12 +44,70 @@ def encoded_smaller(png: str) -> str:
     return base64.b64encode(smaller(base64.b64decode(png))).decode()
 
 
-def copied(path: Path) -> bytes:
+def normalise(notebook: dict[str, Any], replacements: Mapping[str, str]) -> dict[str, Any]:
+    """An executed notebook without what differs from machine to machine: timings, random ids, absolute paths.
+
+    Args:
+        notebook: nbformat 4 as plain values; changed in place.
+        replacements: absolute path -> what stands for it; longer paths go first.
+    """
+    ordered = sorted(((old, new) for old, new in replacements.items() if len(old) > 1), key=lambda pair: -len(pair[0]))
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, str):
+            value = CELL_FILE.sub("[cell]", value)
+            for old, new in ordered:
+                value = re.sub(rf"(?<![\w.-]){re.escape(old)}(?![\w.-])", new.replace("\\", r"\\"), value)
+            return value
+        if isinstance(value, list):
+            return [clean(item) for item in value]
+        return {key: clean(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    notebook["metadata"].pop("papermill", None)
+    cells = []
+    for cell in notebook["cells"]:
+        tags = cell["metadata"].get("tags", [])
+        if "injected-parameters" in tags:
+            if "id" in cell:
+                cell["id"] = "injected-parameters"
+            cell["source"] = clean(cell["source"])
+        for name in VOLATILE:
+            cell["metadata"].pop(name, None)
+        if not tags:
+            cell["metadata"].pop("tags", None)
+        for output in cell.get("outputs", []):
+            for key in ("text", "traceback", "evalue"):
+                if key in output:
+                    output[key] = clean(output[key])
+            data = output.get("data", {})
+            for kind in data:
+                # Images are encoded; letters in them that read like a path are none.
+                if not kind.startswith("image/") or kind == "image/svg+xml":
+                    data[kind] = clean(data[kind])
+        cells.append(cell)
+    notebook["cells"] = cells
+    return notebook
+
+
+def places(folder: Path) -> dict[str, str]:
+    """Absolute paths of this machine that notebooks of a reproduction may show, and what stands for them."""
+    return {
+        str(folder.absolute()): f"reproduction/{folder.name}",
+        str(ROOT / "notebooks"): ".",
+        str(ROOT): ".",
+        str(Path.cwd()): ".",
+        sys.prefix: "[python]",
+        tempfile.gettempdir(): "[tmp]",
+        str(Path.home()): "~",
+    }
+
+
+def copied(path: Path, folder: Path) -> bytes:
     """A file's contents with its pictures made smaller."""
     if path.suffix == ".png":
         return smaller(path.read_bytes())
     if path.suffix == ".ipynb":
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+        notebook = normalise(json.loads(path.read_text(encoding="utf-8")), places(folder))
         for cell in notebook["cells"]:
             for output in cell.get("outputs", []):
                 png = output.get("data", {}).get("image/png")
@@ -66,7 +131,7 @@ def main() -> None:
                 continue
             copy = target / path.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(copied(path))
+            copy.write_bytes(copied(path, folder))
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"{target.relative_to(ROOT)}: {size / 2**20:.1f} MiB")
     subprocess.run([sys.executable, str(ROOT / "scripts" / "update_readme.py")], check=True)

@@ -21,6 +21,9 @@ from prefix_rft_lab.notebooks import Parameter, check_parameters, experiment_par
 from prefix_rft_lab.pool import PoolError
 from prefix_rft_lab.runs import RunError
 
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+import publish_results
+
 PARAMETERS = """\
 profile: str = "quick"  # how much is run
 out: str = ""  # folder of runs and figures
@@ -115,7 +118,7 @@ def test_normalise_leaves_images_and_takes_paths_out():
             }
         ],
     }
-    clean = notebooks.normalise(notebook, {"/home/me": "~", "/home/me/x": "."})
+    clean = publish_results.normalise(notebook, {"/home/me": "~", "/home/me/x": "."})
     assert clean["metadata"] == {"kernelspec": {"name": "python3"}}
     assert clean["cells"][0]["metadata"] == {}
     assert clean["cells"][0]["outputs"][0]["text"] == ["./runs\n", "/home/men /etc/home/me\n"]
@@ -135,15 +138,15 @@ def test_a_good_notebook_runs_in_this_interpreter_and_leaves_no_paths(tmp_path):
     )
     out = tmp_path / "out"
     executed = run_notebook(path, out / "notebooks" / path.name, {"out": out, "seeds": 3}, progress=False)
-    text = executed.read_text()
+    text = publish_results.copied(executed, out).decode()
     assert (out / "where.txt").read_text() == f"{sys.executable} {path.parent}"
     assert str(tmp_path) not in text and sys.prefix not in text and "papermill" not in text and "/tmp" not in text
-    notebook = nbformat.read(executed, 4)
+    notebook = nbformat.reads(text, 4)
     nbformat.validate(notebook)
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert "seeds = 3  (default 2)" in printed
     assert "rate = 0.5\n" in printed, "an unchanged value is not marked"
-    assert "[python] 1 reproduction/runs" in printed
+    assert "[python] 1 reproduction/out/runs" in printed
     assert any("image/png" in o.get("data", {}) for cell in notebook.cells for o in cell.get("outputs", []))
     assert json.loads((out / "notebooks" / "07_small.done.json").read_text())["ticket"]
     assert not list((out / "notebooks").glob("*.partial.ipynb"))
@@ -183,7 +186,7 @@ def test_a_killed_kernel_is_not_success(tmp_path):
 
 
 def test_bad_parameters_start_no_kernel(tmp_path, monkeypatch):
-    monkeypatch.setattr(notebooks, "_Kernel", None)
+    monkeypatch.setattr(notebooks, "_execute", None)
     path = write(tmp_path, CHECK, FINISH)
     with pytest.raises(ConfigError, match=r"seed = 1 is not a parameter of 07_small.ipynb; did you mean seeds"):
         run_notebook(path, tmp_path / "o.ipynb", {"out": str(tmp_path), "seed": 1})

@@ -253,7 +253,7 @@ def test_progress_counts_appended_lines_and_forgets_rewound_ones(small, tmp_path
     assert job.look() and job.done_steps == 1
 
 
-def test_plain_status_lines_are_rare_and_a_status_file_is_not(tmp_path, monkeypatch, capsys):
+def test_plain_status_lines_are_rare_and_none_is_shown_without_a_browser(monkeypatch, capsys):
     clock = [0.0]
     monkeypatch.setattr(pool.time, "monotonic", lambda: clock[0])
     status = Status(10)
@@ -262,13 +262,11 @@ def test_plain_status_lines_are_rare_and_a_status_file_is_not(tmp_path, monkeypa
         status.update(second, f"second {second}")
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["0/10 steps, second 0", "10/10 steps, second 10", "20/10 steps, second 20"]
-    monkeypatch.setenv(pool.STATUS_FILE, str(tmp_path / "status"))
+    monkeypatch.setenv(pool.TICKET, "1")
     with Status(10) as status:
         status.update(3, "now")
-        assert (tmp_path / "status").read_text() == "3/10 steps, now"
-    assert not (tmp_path / "status").exists()
     assert capsys.readouterr().err == ""
-    monkeypatch.delenv(pool.STATUS_FILE)
+    monkeypatch.delenv(pool.TICKET)
     with Status(10, shown=False) as status:
         status.update(3, "now")
     assert capsys.readouterr().err == ""
