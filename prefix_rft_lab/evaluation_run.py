@@ -24,7 +24,9 @@ from prefix_rft_lab.runs import (
     RunError,
     append_line,
     environment,
+    read_json,
     read_lines,
+    read_table,
     torch_state,
     write_json,
     write_table,
@@ -346,10 +348,12 @@ def _serve() -> None:
 def _has_many(run: Run, *, k: int, problems: int, split: str) -> bool:
     """Whether :func:`sample_many` has finished for a run at this size."""
     beside = run.path / "evaluation" / f"{many(split)}.json"
-    if not beside.is_file() or not beside.with_suffix(".parquet").is_file():
-        return False
-    found = json.loads(beside.read_text(encoding="utf-8"))["summary"]
-    return (found["k"], found["problems"]) == (k, min(problems, run.config.data.eval_problems))
+    try:
+        found = read_json(beside, "summary")["summary"]
+        read_table(beside.with_suffix(".parquet"))
+        return (found["k"], found["problems"]) == (k, min(problems, run.config.data.eval_problems))
+    except (FileNotFoundError, RunError, KeyError, TypeError):
+        return False  # not there, or damaged: it is sampled again
 
 
 class _Sampler:
@@ -457,7 +461,7 @@ class _Parts:
     def read(self) -> list[pd.DataFrame]:
         """The batches of an evaluation with this key; those of another are forgotten."""
         head = {"key": self.key}
-        lines = read_lines(self.path)
+        lines = read_lines(self.path, cut=True)
         kept = lines if lines[:1] == [head] else [head]
         # Written again, so that no torn last line stands before the next one.
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -482,10 +486,10 @@ def _key(config: RunConfig, split: str, problems: Sequence[Problem]) -> str:
 
 def _finished(out: Path, key: str) -> pd.DataFrame | None:
     """The table of an equal evaluation that is there already."""
-    beside = out.with_suffix(".json")
-    if not out.is_file() or not beside.is_file() or json.loads(beside.read_text()).get("key") != key:
-        return None
-    return pd.read_parquet(out)
+    try:
+        return read_table(out) if read_json(out.with_suffix(".json")).get("key") == key else None
+    except (FileNotFoundError, RunError):
+        return None  # not there, or damaged: it is sampled again
 
 
 def problems_of(config: RunConfig, split: str) -> tuple[list[Problem], dict[str, int]]:

@@ -9,9 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from prefix_rft_lab import hub, templates
 from prefix_rft_lab.config import ConfigError, RunConfig
-from prefix_rft_lab.runs import Run, RunError, check_writable, disk_error
+from prefix_rft_lab.runs import Run, RunError, check_writable, damaged, disk_error
 
 PAPER = "https://arxiv.org/abs/2507.01679"
 _SOURCES = ("model.path", "data.problems", "data.test_sets", "data.expert")
@@ -22,7 +24,7 @@ def model_files(run: Run) -> dict[str, Path]:
     """Path in the repository -> file, of a finished run's model directory.
 
     Raises:
-        RunError: the run is not finished, diverged, or kept no model.
+        RunError: the run is not finished, diverged, kept no model, or one that is damaged or holds symbolic links.
     """
     if not run.done:
         raise RunError(f"{run.path} is not finished; train it to the end first (the same command resumes it)")
@@ -31,8 +33,23 @@ def model_files(run: Run) -> dict[str, Path]:
     folder = run.path / "model"
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise RunError(f"{run.path} holds no model; train it again with records.save_model=true, in another --out")
+    for path in (folder, *sorted(folder.rglob("*"))):
+        if path.is_symlink():
+            raise RunError(f"{path} is a symbolic link; put what it points to in its place, if that is to be uploaded")
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+    for path in files:
+        if path.suffix == ".safetensors":
+            _refuse_broken(path)
     return {path.relative_to(folder).as_posix(): path for path in files if path.name != "README.md"}
+
+
+def _refuse_broken(path: Path) -> None:
+    try:
+        with safe_open(path, "np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        pointer = path.read_bytes()[:40].startswith(b"version https://git-lfs")
+        raise damaged(path, "it is a pointer of Git LFS: git lfs pull fetches the file" if pointer else error) from None
 
 
 def model_card(run: Run, *, repo: str | None = None, license: str | None = None) -> str:
@@ -89,11 +106,12 @@ def write_folder(run: Run, folder: str | Path, *, repo: str | None = None, licen
         ConfigError: the folder holds something, or cannot be written.
         RunError: as :func:`model_files`, or the disk is full.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     files, card = model_files(run), model_card(run, repo=repo, license=license)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"folder = {str(folder)!r} is there and not empty; choose a new one")
-    check_writable(folder)
+    check_writable(folder, field="folder")
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         for name, path in files.items():
             target = folder / name
@@ -190,8 +208,7 @@ def _departures(config: RunConfig) -> str:
 
 
 def _made_by(run: Run) -> Iterator[str]:
-    path = run.path / "env.json"
-    made = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    made = run.environment
     for name in ("prefix_rft_lab", "source", "torch", "transformers"):
         if name in made:
             yield f"{name} {_code(str(made[name]))}"

@@ -3,7 +3,7 @@
 The page is one HTML file that asks nothing of the network: figures are embedded, styles are inline, there is no
 script. Everything in it that comes from runs or people (titles, levels, paths) is escaped by the template engine.
 Beside it stand the same tables as Markdown (``report.md``), the figures with their data (``figures/``), all of them on
-one page (``gallery.html``) and a small machine-readable ``summary.json``. Nothing in them depends on when or where they were written.
+one page (``gallery.html``) and a small machine-readable ``report.json``. Nothing in them depends on when or where they were written.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from prefix_rft_lab import claims, plots, stats
 from prefix_rft_lab.config import ConfigError, flatten, preset
 from prefix_rft_lab.methods import METHODS
 from prefix_rft_lab.plots import RunFigure
-from prefix_rft_lab.runs import Run, RunError, directory_of, source_hash, write_json, write_text
+from prefix_rft_lab.runs import Run, RunError, check_writable, directory_of, source_hash, write_json, write_text
 from prefix_rft_lab.sweeps import TUNED, Plan
 
 QUESTION = (
@@ -93,7 +93,7 @@ def write_report(
     notebooks: Sequence[Path] = (),
     sweeps: Mapping[str, tuple[Plan, Sequence[Run]]] = {},
 ) -> Path:
-    """Write ``report.html``, ``report.md``, ``summary.json``, ``figures/`` and ``gallery.html`` into a folder.
+    """Write ``report.html``, ``report.md``, ``report.json``, ``figures/`` and ``gallery.html`` into a folder.
 
     Args:
         runs: finished or not; unfinished ones are named and left out of the final scores.
@@ -107,12 +107,22 @@ def write_report(
     Raises:
         ConfigError: no runs, or runs that cannot be compared; the message names the field and the remedy.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
+    check_writable(folder, field="folder")
+    if (figures_at := folder / "figures").resolve() != folder.resolve() / "figures":
+        raise ConfigError(
+            f"{figures_at} is a link to {figures_at.resolve()}; take it away, since a report stays in its folder"
+        )
+    broken = damage([*runs, *(run for _, of in sweeps.values() for run in of)])
+    runs = [run for run in runs if run.path not in broken]
+    sweeps = {name: (plan, [run for run in of if run.path not in broken]) for name, (plan, of) in sweeps.items()}
+    if broken and not runs:
+        raise ConfigError(f"no run can be read: {'; '.join(broken.values())}")
     groups = stats.group(runs)
     ordered = [run for members in groups.values() for run in members]
     finished = [run for run in ordered if run.done]
     splits, remarks = _splits(finished)
-    remarks = _remarks(ordered) + remarks
+    remarks = [f"Left out: {sentence}." for sentence in broken.values()] + _remarks(ordered) + remarks
 
     verdicts, scores, levels, compared = {}, {}, {}, {}
     for split in splits:
@@ -159,7 +169,7 @@ def write_report(
     if figures:
         write_gallery(folder, title=f"{title}: figures", titles={figure.name: figure.title for figure in figures})
     write_json(
-        folder / "summary.json",
+        folder / "report.json",
         _plain_values(
             {
                 "title": title,
@@ -187,6 +197,17 @@ def write_report(
         ),
     )
     return folder / "report.html"
+
+
+def damage(runs: Sequence[Run]) -> dict[Path, str]:
+    """Directory -> what is wrong, of the runs whose records cannot be read."""
+    found = {}
+    for run in {run.path: run for run in runs}.values():
+        try:
+            run.check()
+        except RunError as error:
+            found[run.path] = str(error).replace(f"{run.path.parent.parent}/", "")
+    return found
 
 
 # ---------------------------------------------------------------------- what can be said
@@ -499,9 +520,7 @@ def _data_table(runs: Sequence[Run]) -> Table:
     """Used and dropped rows; runs of equal data share a row."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        path = run.path / "data.json"
-        text = path.read_text(encoding="utf-8") if path.is_file() else "{}"
-        found.setdefault(text, []).append(run)
+        found.setdefault(json.dumps(run.data), []).append(run)
     rows = []
     for text, members in found.items():
         data = json.loads(text)

@@ -26,6 +26,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -38,6 +39,8 @@ from typing import Any, TextIO
 import pandas as pd
 
 from prefix_rft_lab.config import ConfigError, RunConfig, identity
+
+log = logging.getLogger(__name__)
 
 FOLLOWED = -1
 """``row`` of a token table's demonstrations that are read and not trained: the same text at every step."""
@@ -82,11 +85,17 @@ class RunClaimedError(RunError):
 
 def directory_of(config: RunConfig, out: str | Path) -> Path:
     """Where the run of a config is written; equal configs, equal directory."""
-    return Path(out) / config.name / f"{config.method}-{config.hash()}-s{config.seed}"
+    return Path(out).expanduser() / config.name / f"{config.method}-{config.hash()}-s{config.seed}"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: to a temporary name, flushed to disk, then renamed.
+    """As :func:`write_bytes`, in UTF-8; what has no place there (half a surrogate pair) stands as an escape."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing: to a temporary name, flushed to disk, then renamed. A symbolic link at the path is
+    replaced, what it points to stays.
 
     Raises:
         RunError: the disk is full; the message names the file and what is safe.
@@ -94,8 +103,8 @@ def write_text(path: Path, text: str) -> None:
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -121,21 +130,42 @@ def disk_error(error: Exception, path: Path) -> Exception:
     )
 
 
-def check_writable(folder: Path) -> None:
-    """Create a folder and see that files can be made in it.
+def check_writable(folder: str | Path, *, field: str = "out", name: str = "probe") -> None:
+    """See that a folder can be made and a file in it, and leave nothing behind.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: they cannot; the message names ``field``.
     """
+    folder = Path(folder).expanduser()
+    made: list[Path] = []
     try:
+        made = [p for p in (folder, *folder.parents) if not p.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        probe = _temporary(folder / "probe")
+        probe = _temporary(folder / name)
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"out = {str(folder)!r} cannot be written ({error.strerror}); choose another folder"
-        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no name of a file system"
+        raise ConfigError(f"{field} = {str(folder)!r} cannot be written ({reason}); choose another folder") from None
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError, ValueError):
+                path.rmdir()
+
+
+def file_to_write(path: str | Path, *, suffix: str = "", field: str = "out") -> Path:
+    """The path of a file to be written, ``~`` expanded, found to be writable before any work.
+
+    Raises:
+        ConfigError: another suffix, a folder, or a place that cannot be written.
+    """
+    path = Path(path).expanduser()
+    if suffix and path.suffix != suffix:
+        raise ConfigError(f"{field} = {str(path)!r} does not end in {suffix}; give the name of a {suffix} file")
+    check_writable(path.parent, field=field, name=path.name)
+    if path.is_dir():
+        raise ConfigError(f"{field} = {str(path)!r} is a folder; give the name of a file")
+    return path
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -163,14 +193,76 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
         raise disk_error(error, path) from error
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file; nothing for a missing file, and no torn last line."""
+def read_lines(path: Path, *, cut: bool = False) -> list[dict[str, Any]]:
+    """The JSON lines of a file; nothing for a missing file, and no torn last line.
+
+    Args:
+        cut: end before the first damaged line instead of refusing it.
+
+    Raises:
+        RunError: a line is no mapping in JSON.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
         lines.pop()
-    return [json.loads(line) for line in lines]
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(_mapping(line))
+        except ValueError as error:
+            if cut:
+                break
+            raise damaged(path, f"line {number}: {error}") from None
+    return found
+
+
+def read_json(path: Path, *needed: str) -> dict[str, Any]:
+    """The mapping in a JSON file that a run or sweep wrote; empty for a missing file, if nothing in it is ``needed``.
+
+    Raises:
+        RunError: it cannot be read, is no mapping in JSON, or lacks one of the ``needed`` names.
+    """
+    try:
+        found = _mapping(path.read_bytes())
+    except FileNotFoundError:
+        found = {}
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from None
+    if missing := [name for name in needed if name not in found]:
+        raise damaged(path, f"it holds no {' and no '.join(map(repr, missing))}")
+    return found
+
+
+def _mapping(text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds {type(found).__name__} in place of a mapping")
+    return found
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The table in a parquet file that a run wrote.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RunError: it cannot be read.
+    """
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # pyarrow's own errors are among these
+        raise damaged(path, str(error).splitlines()[0]) from None
+
+
+def damaged(path: Path, cause: object, what: str = "the folder of its run, to train it again") -> RunError:
+    """What to say of a file that is not as it was written; ``what`` may be deleted to have it written again."""
+    return RunError(f"{path} is damaged ({cause}); restore it from a copy, or delete {what}")
 
 
 def environment(threads: int) -> dict[str, Any]:
@@ -269,7 +361,11 @@ class Run:
 
     @cached_property
     def config(self) -> RunConfig:
-        return RunConfig.from_dict(json.loads((self.path / "config.json").read_text()))
+        path = self.path / "config.json"
+        try:
+            return RunConfig.from_dict(read_json(path, "method"))
+        except ConfigError as error:
+            raise damaged(path, error) from None
 
     @property
     def method(self) -> str:
@@ -294,13 +390,22 @@ class Run:
     def diverged(self) -> str:
         """What became no number, at which step, and the remedy; empty for a run that did not diverge."""
         path = self.path / "DIVERGED.json"
-        return str(json.loads(path.read_text())["sentence"]) if self.done and path.is_file() else ""
+        return str(read_json(path, "sentence")["sentence"]) if self.done and path.is_file() else ""
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions and machine (:func:`environment`); empty if it recorded none."""
+        return read_json(self.path / "env.json")
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Rows used and dropped, vocabulary and declaration; empty if it recorded none."""
+        return read_json(self.path / "data.json")
 
     @property
     def declaration(self) -> str:
         """Which declaration of a method of one's own it was trained by; empty for a method of the kit."""
-        path = self.path / "data.json"
-        return json.loads(path.read_text()).get("declaration", "") if path.is_file() else ""
+        return str(self.data.get("declaration", ""))
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -319,10 +424,10 @@ class Run:
         Without token records it is empty, with all columns. Columns that an older run did not write are NaN.
         """
         parts = []
-        for path in sorted((self.path / "tokens").glob("step-*.parquet")):
+        for path in self.token_tables():
             # A run that is being written, and goes back to a checkpoint, takes tables away.
             with contextlib.suppress(FileNotFoundError):
-                parts.append(pd.read_parquet(path))
+                parts.append(read_table(path))
         table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({name: [] for name in TOKEN_COLUMNS})
         table = table.reindex(columns=list(dict.fromkeys([*TOKEN_COLUMNS, *table.columns])))
         if table["run"].isna().all():
@@ -330,25 +435,40 @@ class Run:
         table.attrs = {"tokenizer": self.tokenizer}
         return table
 
+    def token_tables(self) -> list[Path]:
+        """The token tables written so far, by step."""
+        return sorted(p for p in (self.path / "tokens").glob("step-*.parquet") if p.stem[5:].isdecimal())
+
     @property
     def tokenizer(self) -> str:
         """Names the vocabulary that token ids are of (:func:`prefix_rft_lab.records.tokenizer_id`); "" for older runs."""
-        path = self.path / "data.json"
-        if not path.is_file():
-            return ""
-        return str(json.loads(path.read_text(encoding="utf-8")).get("tokenizer", ""))
+        return str(self.data.get("tokenizer", ""))
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Final figures.
+        """Final figures. Where ``summary.json`` is damaged they are made again from the tables of the evaluation.
 
         Raises:
-            RunError: the run is not finished.
+            RunError: the run is not finished, or these are damaged too.
         """
         path = self.path / "summary.json"
-        if not path.is_file():
+        if not self.done:
             raise RunError(f"{self.path} has no summary yet; train it to the end first (the same command resumes it)")
-        return json.loads(path.read_text())
+        try:
+            found = read_json(path, "splits", "seconds", "method", "seed")
+            if isinstance(found["splits"], dict):
+                return found
+        except RunError:
+            pass
+        from prefix_rft_lab.evaluate import summarise
+
+        log.warning("%s is damaged; its figures are taken from the tables in evaluation/", path)
+        seconds = read_json(self.path / "DONE.json", "seconds")["seconds"]
+        splits = [
+            s for s in self.config.evaluation.final_splits if (self.path / "evaluation" / f"{s}.parquet").is_file()
+        ]
+        found = {"method": self.method, "seed": self.seed, "splits": {s: summarise(self.evaluation(s)) for s in splits}}
+        return found | {"seconds": round(seconds, 2)} | ({"diverged": self.diverged} if self.diverged else {})
 
     def evaluation(self, split: str) -> pd.DataFrame:
         """Final evaluation of a split, one row a problem."""
@@ -356,7 +476,23 @@ class Run:
         if not path.is_file():
             have = sorted(p.stem for p in path.parent.glob("*.parquet"))
             raise RunError(f"{self.path} has no evaluation of {split!r}; it has {', '.join(have) or 'none'}")
-        return pd.read_parquet(path)
+        return read_table(path)
+
+    def check(self) -> None:
+        """Read all that the run recorded, but its token tables, which are large.
+
+        Raises:
+            RunError: something is damaged; the message names the file.
+        """
+        read = (self.config, self.done and self.summary, self.diverged, self.environment, self.data)
+        for name in ("metrics", "evaluations"):
+            read_lines(self.path / f"{name}.jsonl")
+        for path in (self.path / "evaluation").glob("*.parquet"):
+            read_table(path)
+        recorded = read_json(self.path / "DONE.json").get("metrics")
+        path = self.path / "metrics.jsonl"
+        if read and recorded and (not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != recorded):
+            raise damaged(path, "it is not what the finished run recorded")
 
 
 def load(path: str | Path) -> Run:
@@ -611,13 +747,19 @@ class RunWriter:
                 f"{needed / 2**20:.0f} MiB; free some space or choose another --out"
             )
 
+    def recorded(self, name: str) -> dict[int, dict[str, Any]]:
+        """Step -> line of ``metrics.jsonl`` or ``evaluations.jsonl``, up to the first damaged one."""
+        return {line.get("global_step", -1): line for line in read_lines(self.path / name, cut=True)}
+
     def rewind(self, global_step: int) -> None:
         """Forget everything after ``global_step`` steps: a resumed run writes it again."""
         for name, kept in (("metrics.jsonl", global_step - 1), ("evaluations.jsonl", global_step)):
-            lines = [line for line in read_lines(self.path / name) if line["global_step"] <= kept]
+            lines = [
+                line for line in read_lines(self.path / name, cut=True) if line.get("global_step", kept + 1) <= kept
+            ]
             if (self.path / name).is_file():
                 write_text(self.path / name, "".join(json.dumps(line) + "\n" for line in lines))
-        for path in (self.path / "tokens").glob("step-*.parquet"):
+        for path in Run(self.path).token_tables():
             if int(path.stem.removeprefix("step-")) >= global_step:
                 path.unlink()
 

@@ -50,7 +50,7 @@ from prefix_rft_lab.config import (
 )
 from prefix_rft_lab.experiments import PROFILES
 from prefix_rft_lab.pool import Failure, PoolError, train_all
-from prefix_rft_lab.runs import Run, RunError, claimed_by, directory_of, environment, write_json, write_text
+from prefix_rft_lab.runs import Run, RunError, claimed_by, damaged, directory_of, environment, write_json, write_text
 
 FOLDER = Path(__file__).parent / "assets" / "sweeps"
 """The sweeps of the kit."""
@@ -508,9 +508,12 @@ def failures(sweep: Plan, out: str | Path) -> dict[Path, str]:
     path = sweep.folder(out) / "sweep.json"
     if not path.is_file():
         return {}
-    recorded = json.loads(path.read_text(encoding="utf-8"))
-    rows = [*recorded["experts"], *recorded["runs"]]
-    return {Path(out) / row["run"]: row["detail"] for row in rows if row["state"] == "failed"}
+    try:
+        recorded = json.loads(path.read_bytes())
+        rows = [*recorded["experts"], *recorded["runs"]]
+        return {Path(out) / row["run"]: str(row["detail"]) for row in rows if row["state"] == "failed"}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise damaged(path, "it is no record of a sweep", "it: the sweep writes it again") from None
 
 
 def finished(sweep: Plan, out: str | Path) -> list[Run]:

@@ -89,7 +89,7 @@ def recorded(path: Path) -> Iterator[tuple[int, Scalars]]:
     An evaluation with ``global_step`` n comes before the step n that starts from the same weights.
     """
     parts = (("validation", "evaluations.jsonl"), ("train", "metrics.jsonl"))
-    lines = [(part, line) for part, name in parts for line in read_lines(path / name)]
+    lines = [(part, line) for part, name in parts for line in read_lines(path / name, cut=True)]
     for part, line in sorted(lines, key=lambda item: item[1]["global_step"]):
         yield line["global_step"], scalars(part, line)
 

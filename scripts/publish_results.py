@@ -29,7 +29,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 CELL_FILE = re.compile(r"[^\s\"'(<>]*ipykernel_\d+/\d+\.py")
 VOLATILE = ("papermill", "execution")
-KEPT = ("report.md", "summary.json", "figures/*.png", "notebooks/*.ipynb")
+KEPT = ("report.md", "report.json", "figures/*.png", "notebooks/*.ipynb")
 
 
 def smaller(png: bytes) -> bytes:
@@ -121,8 +121,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what `make reproduce` left, e.g. reproduction/full")
     folder = parser.parse_args().folder
-    if not (folder / "summary.json").is_file():
-        sys.exit(f"folder = {str(folder)!r} holds no summary.json; run make reproduce PROFILE=full first")
+    if not (folder / "report.json").is_file():
+        sys.exit(f"folder = {str(folder)!r} holds no report.json; run make reproduce PROFILE=full first")
     target = ROOT / "results" / folder.name
     shutil.rmtree(target, ignore_errors=True)
     for pattern in KEPT:

@@ -1,4 +1,4 @@
-"""Write the results of the README, so that no number is typed by hand: scores and claims from results/full/summary.json, the
+"""Write the results of the README, so that no number is typed by hand: scores and claims from results/full/report.json, the
 table of a pretrained model from the runs in results/gsm8k.
 
 Prints a notice if the code has changed since the runs.
@@ -150,7 +150,7 @@ def main() -> None:
     check = parser.parse_args().check
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    summary = json.loads((ROOT / "results" / "full" / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads((ROOT / "results" / "full" / "report.json").read_text(encoding="utf-8"))
     notice = stamp(summary)
     if notice:
         print(notice)

@@ -85,7 +85,7 @@ def test_what_the_main_job_leaves(reproduction, main_runs):
         assert {row["state"] for row in recorded["runs"]} == {"finished"}
     assert (reproduction / "report.html").stat().st_size > 10_000
     assert len(list((reproduction / "figures").glob("*.pdf"))) >= 8
-    summary = json.loads((reproduction / "summary.json").read_text())
+    summary = json.loads((reproduction / "report.json").read_text())
     assert summary["verdicts"]["test"] and summary["verdicts"]["ood"]
     for run in main_runs:
         assert run.done and run.summary["splits"].keys() == {"test", "ood"}
@@ -253,7 +253,7 @@ def test_committed_notebooks_are_whole(name):
 
 def test_committed_results_separate_base_and_methods():
     """The claims of notebook 2, on the summary of the full profile."""
-    summary = json.loads((RESULTS / "summary.json").read_text())
+    summary = json.loads((RESULTS / "report.json").read_text())
     rows = {row["method"]: row for row in summary["compare"]["test"]}
     assert set(rows) == set(MAIN_METHODS)
     base = rows.pop("base")

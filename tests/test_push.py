@@ -226,3 +226,31 @@ def test_no_name_no_token_no_network_are_said_at_once(tmp_path, monkeypatch, cap
         push(run, "me/model")
     with pytest.raises(ConfigError, match=r"the Hub cannot be reached .*give the same command again"):
         push(run, "me/model", api=HfApi(endpoint="http://127.0.0.1:9", token=TOKEN))
+
+
+@pytest.mark.parametrize("what", ["a file", "a folder", "the folder itself"])
+def test_links_are_not_followed_out_of_the_folder(tmp_path, what):
+    run = with_model(tmp_path)
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key.json").write_text("{}")
+    if what == "the folder itself":
+        (run.path / "model").rename(tmp_path / "model")
+        (run.path / "model").symlink_to(tmp_path / "model")
+    else:
+        (run.path / "model" / "notes").symlink_to(tmp_path / "secret" / ("key.json" if what == "a file" else ""))
+    with pytest.raises(RunError, match=r"model(/notes)? is a symbolic link; put what it points to in its place"):
+        write_folder(run, tmp_path / "upload")
+    assert not (tmp_path / "upload").exists()
+
+
+def test_weights_that_are_a_pointer_or_torn_are_not_pushed(tmp_path):
+    run = with_model(tmp_path)
+    weights = run.path / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    for content, cause in (
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git lfs pull fetches the file"),
+        (whole[:1000], r"\w"),
+    ):
+        weights.write_bytes(content)
+        with pytest.raises(RunError, match=rf"model\.safetensors is damaged \(.*{cause}"):
+            model_files(run)

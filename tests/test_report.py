@@ -15,6 +15,7 @@ from run_factory import SMALL, write_run
 from prefix_rft_lab import plots, report, stats, sweeps
 from prefix_rft_lab.config import ConfigError, preset
 from prefix_rft_lab.report import write_gallery, write_report
+from prefix_rft_lab.runs import Run
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_no_path_of_this_machine_anywhere(folder, runs):
 
 
 def test_summary_is_small_strict_json(folder, runs):
-    text = (folder / "summary.json").read_text()
+    text = (folder / "report.json").read_text()
     assert len(text) < 40_000 and "NaN" not in text
     summary = json.loads(text)
     table = {row["method"]: row for row in summary["compare"]["test"]}
@@ -207,7 +208,7 @@ def test_gallery_of_nothing(tmp_path):
 def test_equal_runs_give_an_equal_report(quick, runs, tmp_path):
     for place, given in (("a", runs), ("b", runs[::-1])):
         write_report(tmp_path / place, runs=given, title="Equal", seconds=75.0)
-    for name in ("report.html", "report.md", "summary.json"):
+    for name in ("report.html", "report.md", "report.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
@@ -255,8 +256,52 @@ def test_claims_tuning_and_sweeps_stand_in_it(quick, monkeypatch, tmp_path):
     assert HOSTILE in page.text and "Sweep methods" in page.text and "rl.lr = 0.1" in page.text
     assert "0.200, 0.300" in page.text and "avg@8 of 256 validation problems" in page.text
     assert {"figure-claims", "figure-sweep-methods"} <= {a.get("id") for a in page.all("figure")}
-    summary = json.loads((out / "summary.json").read_text())
+    summary = json.loads((out / "report.json").read_text())
     assert len(summary["claims"]) == 36 and summary["claims"][0]["id"] == "over_rft"
     assert {row["method"] for row in summary["sweeps"]["methods"]} == set(arms)
     markdown = (out / "report.md").read_text()
     assert "Prefix-RFT scores higher than RFT." in markdown and "<img" not in markdown
+
+
+def test_a_report_into_the_folder_of_a_run_leaves_the_run_whole(quick, tmp_path):
+    run = write_run(tmp_path, "sft")
+    files = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    write_report(run.path, runs=[run], title="x")
+    assert {path: path.read_bytes() for path in files} == files
+    run.check()
+
+
+def test_a_run_that_is_damaged_is_named_and_stops_no_report(quick, tmp_path):
+    good = [write_run(tmp_path, method) for method in ("base", "sft")]
+    bad = [write_run(tmp_path, "rft", seed) for seed in range(3)]
+    (bad[0].path / "env.json").write_text("[]")
+    (bad[1].path / "config.json").write_text("{")
+    (bad[2].path / "metrics.jsonl").unlink()
+    page = Page(write_report(tmp_path / "report", runs=[Run(run.path) for run in (*good, *bad)], title="x"))
+    for run, name in zip(bad, ("env.json", "config.json", "metrics.jsonl"), strict=True):
+        assert f"Left out: tiny/{run.path.name}/{name} is damaged (" in page.text
+    summary = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert sorted(summary["methods"]) == ["base", "sft"]
+    assert str(tmp_path) not in page.source
+    with pytest.raises(ConfigError, match=r"no run can be read: tiny/rft-.*config\.json is damaged"):
+        write_report(tmp_path / "report", runs=[Run(bad[1].path)], title="x")
+
+
+def test_a_report_stays_in_its_folder(tmp_path):
+    run = write_run(tmp_path / "runs", "sft")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "page").write_text("mine")
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / "report.html").symlink_to(tmp_path / "elsewhere" / "page")
+    (folder / "figures").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(
+        ConfigError, match=r"figures is a link to .*elsewhere; take it away, since a report stays in its"
+    ):
+        write_report(folder, runs=[run], title="x")
+    (folder / "figures").unlink()
+    (folder / "figures").mkdir()
+    (folder / "figures" / "loss.png").symlink_to(tmp_path / "elsewhere" / "page")
+    write_report(folder, runs=[run], title="x")
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["page"]
+    assert (tmp_path / "elsewhere" / "page").read_text() == "mine"

@@ -9,10 +9,11 @@ import sys
 import time
 
 import pytest
+from run_factory import write_run
 
 from prefix_rft_lab import runs
 from prefix_rft_lab.config import ConfigError, preset
-from prefix_rft_lab.runs import Claim, RunClaimedError, claimed_by
+from prefix_rft_lab.runs import Claim, Run, RunClaimedError, RunError, claimed_by
 
 
 def foreign(run, *, age=0.0, boot="another", text=None):
@@ -163,3 +164,93 @@ def test_a_claim_beats(tmp_path, monkeypatch):
 def test_a_run_stays_below_its_folder(name):
     with pytest.raises(ConfigError, match=r"leads out of the folder of all runs; use a plain name, and --out"):
         preset("tiny", name=name)
+
+
+DAMAGE = {
+    "nothing": b"",
+    "half": b'{"a": [1, ',
+    "another shape": b"[1, 2]",
+    "no text": b"\xff\xfe\x00",
+    "deep": b"[" * 100_000,
+}
+RECORDS = ("config.json", "env.json", "data.json", "metrics.jsonl", "evaluations.jsonl", "evaluation/test.parquet")
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_damaged_file_is_named_with_cause_and_remedy(tmp_path, name, damage):
+    run = write_run(tmp_path, "sft")
+    text = DAMAGE[damage]
+    (run.path / name).write_bytes(text + b"\n" + text + b"\n" if name.endswith("l") else text)
+    run = Run(run.path)
+    with pytest.raises(RunError) as caught:
+        run.check()
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{run.path / name} is damaged (") and "\n" not in sentence
+    assert sentence.endswith("restore it from a copy, or delete the folder of its run, to train it again")
+
+
+def test_a_damaged_record_of_divergence_is_named(tmp_path):
+    run = write_run(tmp_path, "sft")
+    (run.path / "DIVERGED.json").write_text('{"step": 3}')
+    with pytest.raises(RunError, match=r"DIVERGED\.json is damaged \(it holds no 'sentence'\)"):
+        run.check()
+
+
+def test_metrics_that_a_finished_run_did_not_record_are_noticed(tmp_path):
+    run = write_run(tmp_path, "sft")
+    path = run.path / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(RunError, match=r"metrics\.jsonl is damaged \(it is not what the finished run recorded\)"):
+        run.check()
+
+
+@pytest.mark.parametrize("left", [None, *DAMAGE.values(), b'{"title": "a report", "compare": {}}'])
+def test_a_lost_summary_is_made_again_from_the_evaluation(tmp_path, left):
+    run = write_run(tmp_path, "sft", splits=("test", "ood"))
+    before = run.summary
+    (run.path / "summary.json").unlink()
+    if left is not None:
+        (run.path / "summary.json").write_bytes(left)
+    assert run.summary == before
+
+
+def test_tables_and_folders_of_another_name_are_no_token_tables(tmp_path):
+    run = write_run(tmp_path, "sft")
+    before = run.tokens
+    (run.path / "tokens" / "step-x.parquet").write_bytes(b"")
+    assert run.tokens.equals(before)
+    run.token_tables()[0].write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(RunError, match=r"step-000000\.parquet is damaged"):
+        _ = run.tokens
+
+
+def test_a_file_is_written_whole_in_place_of_a_link(tmp_path):
+    (tmp_path / "target").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    runs.write_text(tmp_path / "link", "new \ud800")
+    assert (tmp_path / "target").read_text() == "mine"
+    assert (tmp_path / "link").read_text() == "new \\ud800" and not (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("folder", ["file/below", "n" * 300, "a\0b", "a\ud800b/\udfff", "/proc/no"])
+def test_a_folder_that_cannot_be_written_is_found_and_nothing_left(tmp_path, folder):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"^out = .* cannot be written \(.*\); choose another folder$"):
+        runs.check_writable(tmp_path / "new" / ".." / folder)
+    runs.check_writable(tmp_path / "new" / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_to_write_is_found_writable(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert runs.file_to_write("~/new/x.parquet", suffix=".parquet") == tmp_path / "new" / "x.parquet"
+    assert list(tmp_path.iterdir()) == []
+    for path, sentence in (
+        (tmp_path / "x.csv", r"does not end in \.parquet; give the name of a \.parquet file"),
+        (tmp_path / "d.parquet", "is a folder; give the name of a file"),
+        (tmp_path / ("n" * 260 + ".parquet"), r"cannot be written \(File name too long\)"),
+    ):
+        (tmp_path / "d.parquet").mkdir(exist_ok=True)
+        with pytest.raises(ConfigError, match=sentence):
+            runs.file_to_write(path, suffix=".parquet")

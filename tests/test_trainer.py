@@ -394,6 +394,20 @@ def test_a_torn_last_line_is_forgotten(tmp_path, small, whole):
     assert_same_run(train(config, tmp_path), whole("prefix_rft"))
 
 
+@pytest.mark.parametrize("lost", ["metrics.jsonl", "evaluations.jsonl", "tokens/step-000000.parquet", "a line"])
+def test_a_run_whose_records_are_lost_makes_those_steps_again(tmp_path, small, whole, lost):
+    path = interrupted(small(), tmp_path, 3)
+    assert (path / "checkpoints" / "step-000002").is_dir()
+    if lost == "a line":
+        text = (path / "metrics.jsonl").read_text()
+        (path / "metrics.jsonl").write_text(text[:40] + "\n" + text[40:])
+    else:
+        (path / lost).unlink()
+    run = train(small(), tmp_path)
+    assert run.metrics["global_step"].tolist() == [0, 1, 2, 3]
+    assert_same_run(run, whole("prefix_rft"))
+
+
 def test_a_finished_run_is_returned_without_work(whole, monkeypatch):
     run = whole("prefix_rft")
     before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*")}

@@ -26,7 +26,7 @@ from PIL import Image
 
 from prefix_rft_lab import stats
 from prefix_rft_lab.methods import METHODS
-from prefix_rft_lab.runs import Run, RunError, directory_of, write_text
+from prefix_rft_lab.runs import Run, RunError, directory_of, write_bytes, write_text
 from prefix_rft_lab.stats import Label
 
 OKABE_ITO = {
@@ -158,18 +158,19 @@ def save_figure(
     Returns:
         the files, in the order above.
     """
-    stem = Path(path_stem)
+    stem = Path(path_stem).expanduser()
     if stem.suffix in (".pdf", ".svg", ".png", ".csv", ".json"):
         stem = stem.with_suffix("")
-    stem.parent.mkdir(parents=True, exist_ok=True)
     # Appended, not with_suffix: a stem like "keep-0.2" has a dot of its own.
     paths = {ending: stem.with_name(f"{stem.name}.{ending}") for ending in ("pdf", "svg", "png", "csv", "json")}
     with mpl.rc_context({"svg.hashsalt": "prefix_rft_lab", "pdf.fonttype": 42}):
-        figure.savefig(paths["pdf"], metadata={"CreationDate": None, "ModDate": None}, facecolor="white")
-        svg = io.StringIO()
+        pdf, svg, png = io.BytesIO(), io.StringIO(), io.BytesIO()
+        figure.savefig(pdf, format="pdf", metadata={"CreationDate": None, "ModDate": None}, facecolor="white")
         figure.savefig(svg, format="svg", metadata={"Date": None}, facecolor="white")
-        figure.savefig(paths["png"], dpi=144, facecolor="white")
+        figure.savefig(png, format="png", dpi=144, facecolor="white")
+    write_bytes(paths["pdf"], pdf.getvalue())
     write_text(paths["svg"], _stable_ids(svg.getvalue()))
+    write_bytes(paths["png"], png.getvalue())
     table = data if data is not None else getattr(figure, "data", pd.DataFrame())
     write_text(paths["csv"], table.to_csv(index=False) if len(table.columns) else "")
     write_text(paths["json"], json.dumps(provenance(figure, runs), indent=2, ensure_ascii=False) + "\n")
@@ -211,8 +212,7 @@ def provenance(figure: Figure, runs: Sequence[Run]) -> dict[str, Any]:
 
 def environment(run: Run) -> dict[str, Any]:
     """The versions and machine of a run as it recorded them; empty if it recorded none."""
-    path = run.path / "env.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return run.environment
 
 
 def run_name(run: Run) -> str:
