@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -260,7 +257,7 @@ def sample_all(
         ConfigError: a run that is not finished, or without saved weights; k, problems or workers below 1.
         RunError: runs that could not be sampled, and why; the tables of the others are finished.
     """
-    from prefix_rft_lab.pool import Status
+    from prefix_rft_lab.pool import Job, Status, work
 
     for name, value in (("k", k), ("problems", problems), ("workers", workers)):
         if value < 1:
@@ -271,78 +268,28 @@ def sample_all(
         config_for(str(run.path))  # refuses one without saved weights
     size: dict[str, Any] = {"k": k, "problems": problems, "split": split}
     todo = [run for run in {run.path: run for run in runs}.values() if not _has_many(run, **size)]
-    waiting, failures = list(reversed(todo)), list[str]()
-    processes = [_worker(todo[0].config.threads) for _ in range(min(workers, len(todo)))]
-
-    def ask(process: subprocess.Popen[str], status: Status) -> None:
-        assert process.stdin is not None and process.stdout is not None
-        while waiting:
-            run = waiting.pop()
-            status.update(0, f"sampling {len(todo) - len(waiting)}/{len(todo)} runs, {run.method} s{run.seed}")
-            try:
-                process.stdin.write(json.dumps({"run": str(run.path), **size}) + "\n")
-                process.stdin.flush()
-                # Libraries may print lines of their own; an empty line is the end of a process that was killed.
-                while not (line := process.stdout.readline()).startswith(ANSWER) and line:
-                    pass
-            except BrokenPipeError:
-                line = ""
-            if message := line.removeprefix(ANSWER).strip() if line else "its process ended; out of memory?":
-                failures.append(f"{run.path.name}: {message}")
-            if not line:
-                return
-
-    try:
-        with Status(None, progress and bool(todo)) as status, ThreadPoolExecutor(max(len(processes), 1)) as threads:
-            try:
-                for asked in [threads.submit(ask, process, status) for process in processes]:
-                    asked.result()
-            finally:
-                # Whatever happened here, the threads come back once their processes have ended.
-                waiting_then = [run.path.name for run in waiting]
-                waiting.clear()
-                for process in processes:
-                    process.kill()
-    finally:
-        for process in processes:
-            process.communicate()
-    failures += [f"{name}: not started" for name in waiting_then]
+    jobs = [
+        Job(
+            run.config,
+            run.path,
+            run.path.absolute().parents[1] / "logs" / f"{run.config.name}-{run.path.name}-{many(split)}.log",
+            _sample,
+            {"run": str(run.path), **size},
+        )
+        for run in todo
+    ]
+    with Status(None, progress and bool(todo)) as status:
+        failures = work(jobs, workers=workers, status=status)
     if failures:
         raise RunError(
             f"{len(failures)} of {len(todo)} runs were not sampled; the same call keeps the others and goes on with these:\n  "
-            + "\n  ".join(failures)
+            + "\n  ".join(f"{failure.path.name}: {failure.sentence}" for failure in failures)
         )
     return list(runs)
 
 
-ANSWER = "prefix_rft_lab: "
-"""Starts a worker's answer: nothing more behind it for a table that is written, else what went wrong."""
-
-
-def _worker(threads: int) -> subprocess.Popen[str]:
-    """A process that samples a run for each line it is asked by; it ends with its input, so that none is left behind."""
-    from prefix_rft_lab.pool import worker_environment
-
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "prefix_rft_lab.evaluation_run"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        encoding="utf-8",
-        env=worker_environment(threads),
-    )
-
-
-def _serve() -> None:
-    for line in sys.stdin:
-        asked = json.loads(line)
-        message = ""
-        try:
-            sample_many(Run(asked.pop("run")), **asked)
-        except Exception as error:
-            message = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"{ANSWER}{message}", flush=True)
+def _sample(run: str, **size: Any) -> None:
+    sample_many(Run(run), **size)
 
 
 def _has_many(run: Run, *, k: int, problems: int, split: str) -> bool:
@@ -599,7 +546,3 @@ def format_table(rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-if __name__ == "__main__":
-    _serve()

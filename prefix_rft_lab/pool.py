@@ -1,8 +1,8 @@
 """Many runs at once: long-lived worker processes, one status for all of them.
 
-    train_all(configs)
-      -> worker processes        python -m prefix_rft_lab.pool: torch is imported once a worker, not once a run
-      -> one request a line in   {"config": ..., "out": ..., "log": ...}
+    train_all(configs), or work(jobs)
+      -> worker processes        python -m prefix_rft_lab.pool: torch is imported once per worker, not once per run
+      -> one request a line in   {"call": "module:function", "arguments": {...}, "log": ...}
       <- answers, a line each    {"event": "ready"} once, then {"event": ...}: done, diverged, claimed, failed
       <- metrics.jsonl           the status is read from what the runs record, workers don't report it
 
@@ -17,7 +17,7 @@ another (:class:`prefix_rft_lab.runs.Claim`) is left for later, and waited for a
 from __future__ import annotations
 
 import contextlib
-import heapq
+import importlib
 import json
 import logging
 import math
@@ -29,10 +29,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from prefix_rft_lab import methods
 from prefix_rft_lab.config import ConfigError, RunConfig
@@ -153,50 +155,92 @@ def train_all(
 class _Limits:
     """Wall-clock seconds; None for no limit."""
 
-    call: float | None
-    run: float | None
+    call: float | None = None
+    run: float | None = None
 
 
-class _Job:
-    """One run from the caller's side: its request, and how far its records say it is."""
+class Job:
+    """A call in a worker, for one run.
+
+    Args:
+        config: of the run; the worker takes its number of threads.
+        path: the run's directory.
+        log: where goes what is printed.
+        call: a function of a module that workers can import.
+        arguments: its keyword arguments, plain values.
+    """
+
+    steps = 1
+    """How much there is to do, and how much of it is done."""
+    done_steps = 0
+    author: Path | None = None
+    """The run whose policy writes this one's demonstrations, if any."""
+
+    def __init__(self, config: RunConfig, path: Path, log: Path, call: Callable[..., Any], arguments: dict[str, Any]):
+        self.config = config
+        self.path = path
+        self.log = log
+        self.request = {"call": f"{call.__module__}:{call.__qualname__}", "arguments": arguments, "log": str(log)}
+        self.started = math.nan
+
+    @property
+    def done(self) -> bool:
+        return False
+
+    @property
+    def cost(self) -> float:
+        """What is to be done, in a unit that all jobs share."""
+        return self.steps
+
+    def refused(self) -> Failure | None:
+        """Why what is done is not what was asked for; None if it is."""
+        return None
+
+    def look(self) -> bool:
+        """Whether there is something new since the last look."""
+        return False
+
+    def __str__(self) -> str:
+        return f"{self.config.method} s{self.config.seed}"
+
+    def failure(self, sentence: str, *, started: bool = True) -> Failure:
+        tail = ""
+        if started and self.log.is_file():
+            tail = "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:])
+        return Failure(
+            config=self.config, path=self.path, sentence=sentence, log=self.log if started else None, tail=tail
+        )
+
+
+class _Job(Job):
+    """The training of one run: how far its records say it is."""
 
     def __init__(self, config: RunConfig, out: Path) -> None:
-        self.config = config
-        self.out = out
-        self.path = directory_of(config, out)
-        self.log = out / "logs" / f"{config.name}-{self.path.name}.log"
+        path = directory_of(config, out)
+        log = out / "logs" / f"{config.name}-{path.name}.log"
+        super().__init__(config, path, log, _train, {"config": config.to_dict(), "out": str(out)})
         self.stages = methods.get(config.method).stages
         self.steps = sum(getattr(config, stage.optim).steps for stage in self.stages)
-        self.done_steps = 0
-        self.seconds: dict[str, list[float]] = {}
-        """Stage -> how long its recorded steps took."""
-        self.started = math.nan
-        self.stepped_before = 0.0
         self.score: str = ""
         self._offset = 0
+        expert = config.data.expert
+        if expert.startswith("run:"):
+            self.author = path.parent / expert.removeprefix("run:")
 
     @property
     def done(self) -> bool:
         return (self.path / "DONE.json").is_file()
 
     @property
-    def stepped(self) -> float:
-        """Seconds that the recorded steps took."""
-        return sum(map(sum, self.seconds.values()))
-
-    @property
-    def beside(self) -> float:
-        """Seconds since it was started here that went into other things than recorded steps."""
-        return max(time.monotonic() - self.started - (self.stepped - self.stepped_before), 0.0)
-
-    @property
-    def author(self) -> Path | None:
-        """The run whose policy writes this one's demonstrations, if any."""
-        expert = self.config.data.expert
-        return self.path.parent / expert.removeprefix("run:") if expert.startswith("run:") else None
-
-    def request(self) -> dict[str, Any]:
-        return {"config": self.config.to_dict(), "out": str(self.out), "log": str(self.log)}
+    def cost(self) -> float:
+        """Rows of all steps."""
+        rollout, rows = self.config.rollout, 0
+        for stage in self.stages:
+            a_step = (
+                rollout.problems_per_step * rollout.rows_per_problem if stage.samples else self.config.sft.batch_rows
+            )
+            rows += getattr(self.config, stage.optim).steps * a_step
+        return rows
 
     def refused(self) -> Failure | None:
         """The failure of a finished run that was trained under other defaults; None for a good one."""
@@ -214,7 +258,6 @@ class _Job:
                     os.fstat(file.fileno()).st_size < self._offset
                 ):  # a resumed run forgot what came after its checkpoint
                     self._offset = self.done_steps = 0
-                    self.seconds = {}
                 file.seek(self._offset)
                 # A torn last line is left for the next look.
                 lines = file.read().rpartition(b"\n")[0].splitlines()
@@ -225,37 +268,31 @@ class _Job:
         self._offset += sum(len(line) + 1 for line in lines)
         self.done_steps += len(lines)
         with contextlib.suppress(ValueError):
-            for line in map(json.loads, lines):
-                took = sum(value for name, value in line.items() if name.startswith("seconds_"))
-                self.seconds.setdefault(line.get("stage", ""), []).append(took)
-            name = "reward" if "reward" in line else "loss"
-            self.score = f" {name} {line.get(name, float('nan')):.2f}"
+            newest = json.loads(lines[-1])
+            name = "reward" if "reward" in newest else "loss"
+            self.score = f" {name} {newest.get(name, float('nan')):.2f}"
         return True
 
-    def cost(self, prices: Mapping[str, float], *, whole: bool = False) -> float:
-        """Price of the steps that are left, or of all of them."""
-        left, done = 0.0, 0 if whole else self.done_steps
-        for stage in self.stages:
-            steps = getattr(self.config, stage.optim).steps
-            left += max(steps - done, 0) * prices.get(stage.name, self.rows(stage) * prices.get("", 1.0))
-            done = max(done - steps, 0)
-        return left
-
-    def rows(self, stage: methods.Stage) -> int:
-        """Rows of one step: what a step costs, while nobody has seen one."""
-        rollout = self.config.rollout
-        return rollout.problems_per_step * rollout.rows_per_problem if stage.samples else self.config.sft.batch_rows
-
     def __str__(self) -> str:
-        return f"{self.config.method} s{self.config.seed} step {self.done_steps}{self.score}"
+        return f"{super().__str__()} step {self.done_steps}{self.score}"
 
-    def failure(self, sentence: str, *, started: bool = True) -> Failure:
-        tail = ""
-        if started and self.log.is_file():
-            tail = "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:])
-        return Failure(
-            config=self.config, path=self.path, sentence=sentence, log=self.log if started else None, tail=tail
-        )
+
+def _train(config: dict[str, Any], out: str) -> None:
+    from prefix_rft_lab.trainer import train
+
+    train(RunConfig.from_dict(config), out=out, progress=False)
+
+
+def work(jobs: Sequence[Job], *, workers: int, status: Status) -> list[Failure]:
+    """Do jobs in worker processes, those that cost most first; a job that fails stops no other.
+
+    Returns:
+        the jobs that failed.
+
+    Raises:
+        KeyboardInterrupt: as usual; all workers are ended first.
+    """
+    return _Pool(jobs, min(workers, len(jobs)), status, _Limits()).run() if jobs else []
 
 
 def worker_environment(threads: int) -> dict[str, str]:
@@ -270,7 +307,7 @@ class _Worker:
 
     def __init__(self, threads: int, log: Path, answers: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]]):
         self.threads = threads
-        self.job: _Job | None = None
+        self.job: Job | None = None
         self.ready = False
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -299,14 +336,13 @@ class _Worker:
                     answers.put((self, answer))
         answers.put((self, None))
 
-    def give(self, job: _Job) -> None:
+    def give(self, job: Job) -> None:
         self.job = job
-        job.stepped_before = job.stepped
         job.started = time.monotonic() if self.ready else math.nan
         assert self.process.stdin is not None
         # A worker that is already dead says so by the end of its output.
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps(job.request()) + "\n")
+            self.process.stdin.write(json.dumps(job.request) + "\n")
             self.process.stdin.flush()
 
     def death(self) -> str:
@@ -331,14 +367,14 @@ class _Worker:
 class _Pool:
     def __init__(
         self,
-        jobs: Sequence[_Job],
+        jobs: Sequence[Job],
         size: int,
         status: Status,
         limits: _Limits,
         watch: Callable[[Failure | None], None] | None = None,
     ) -> None:
         # The longest first, so that none of them is the last to run alone.
-        ordered = sorted(jobs, key=lambda job: -job.cost({}, whole=True))
+        ordered = sorted(jobs, key=lambda job: -job.cost)
         self.claimed = [job for job in ordered if claimed_by(job.path)]
         """Runs that another process trains."""
         self.waiting = [job for job in ordered if job not in self.claimed]
@@ -351,17 +387,17 @@ class _Pool:
         self.limits = limits
         self.watch = watch or (lambda failure: None)
         self.jobs = list(jobs)
-        self.extras: list[float] = []
-        """Seconds of each run that was finished here beside its steps: start, evaluations, saving."""
         self.answers: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
         self.newest = ""
         self.started = time.monotonic()
-        self.log = jobs[0].out / "logs" / "workers.log"
+        self.log = jobs[0].log.with_name("workers.log")
+        self.done_before = 0
 
     def run(self) -> list[Failure]:
         """Train all jobs; the failures. No worker is left whatever happens."""
         for job in self.jobs:
             job.look()
+        self.done_before = sum(job.done_steps for job in self.jobs)
         self.watch(None)
         try:
             self._fill()
@@ -381,7 +417,7 @@ class _Pool:
                 worker.end()
         return self.failures
 
-    def _next(self) -> _Job | None:
+    def _next(self) -> Job | None:
         """Take a job that can start now: not one that waits for the run that writes its demonstrations."""
         pending = {job.path for job in [*self.waiting, *self.claimed, *(w.job for w in self.running if w.job)]}
         failed = {failure.path for failure in self.failures}
@@ -413,7 +449,7 @@ class _Pool:
         while len(self.running) < self.size and (job := self._next()):
             self._start(job)
 
-    def _start(self, job: _Job) -> None:
+    def _start(self, job: Job) -> None:
         worker = _Worker(job.config.threads, self.log, self.answers)
         self.running.append(worker)
         worker.give(job)
@@ -443,14 +479,14 @@ class _Pool:
             self._fail(job, answer["message"])
         else:
             job.look()
-            self.extras.append(job.beside)
+            job.done_steps = job.steps
             self._end(diverged=answer["event"] == "diverged")
 
     def _drop(self, worker: _Worker) -> None:
         self.running.remove(worker)
         worker.end()
 
-    def _fail(self, job: _Job, sentence: str, *, started: bool = True) -> None:
+    def _fail(self, job: Job, sentence: str, *, started: bool = True) -> None:
         self.failures.append(job.failure(sentence, started=started))
         self.watch(self.failures[-1])
 
@@ -507,46 +543,11 @@ class _Pool:
             (len(self.claimed), "trained elsewhere"),
         ):
             text += f", {count} {what}" if count else ""
-        left = self._seconds_left()
-        if left is not None:
-            text += f", ETA {_clock(left)}"
-        self.status.update(sum(job.done_steps for job in self.jobs), text)
-
-    def _seconds_left(self) -> float | None:
-        """Until all is done, from what a step of each stage took so far; None before the first step."""
-        prices = step_prices(self.jobs)
-        if not prices:
-            return None
-        jobs = [worker.job for worker in self.running if worker.job is not None and worker.ready]
-        extras = self.extras or [job.beside for job in jobs] or [0.0]
-        extra = sum(extras) / len(extras)
-        running = [job.cost(prices) + max(extra - job.beside, 0.0) for job in jobs]
-        waiting = [job.cost(prices) + extra for job in self.waiting]
-        elsewhere = [job.cost(prices) for job in self.claimed]
-        return max([makespan(running, waiting, self.size), *elsewhere])
-
-
-def step_prices(jobs: Sequence[_Job]) -> dict[str, float]:
-    """Mean seconds of a step by stage, as recorded; under ``""`` those of one row, for stages that nobody has seen."""
-    took: dict[str, list[float]] = {}
-    rows = 0
-    for job in jobs:
-        for stage in job.stages:
-            seconds = job.seconds.get(stage.name, [])
-            if seconds:
-                took.setdefault(stage.name, []).extend(seconds)
-                rows += job.rows(stage) * len(seconds)
-    prices = {name: sum(seconds) / len(seconds) for name, seconds in took.items()}
-    return {**prices, "": sum(map(sum, took.values())) / rows} if prices else {}
-
-
-def makespan(running: Sequence[float], waiting: Sequence[float], workers: int) -> float:
-    """Seconds until the last run ends, if each worker that gets free takes the next run."""
-    ends = [0.0] * (workers - len(running)) + list(running)
-    heapq.heapify(ends)
-    for seconds in waiting:
-        heapq.heapreplace(ends, ends[0] + seconds)
-    return max(ends)
+        done, total = (sum(steps) for steps in zip(*((job.done_steps, job.steps) for job in self.jobs), strict=True))
+        if done > self.done_before:
+            left = (time.monotonic() - self.started) * (total - done) / (done - self.done_before)
+            text += f", ETA {tqdm.format_interval(left)}"
+        self.status.update(done, text)
 
 
 class Status:
@@ -565,10 +566,10 @@ class Status:
         self._bar: Any = None
         self._last = ("", -LINE_SECONDS)
         if self.shown and (sys.stderr.isatty() or in_notebook()):
-            from tqdm.auto import tqdm
+            from tqdm.auto import tqdm as bar
 
             layout = {"bar_format": "{desc} [{elapsed}]"} if total is None else {"unit": "step"}
-            self._bar = tqdm(total=total, dynamic_ncols=True, **layout)
+            self._bar = bar(total=total, dynamic_ncols=True, **layout)
 
     def update(self, done: int, text: str) -> None:
         if not self.shown:
@@ -606,11 +607,6 @@ def in_notebook() -> bool:
     return current is not None and hasattr(current, "kernel")
 
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"{minutes}m{rest:02}s"
-
-
 # ---------------------------------------------------------------------- the worker's side
 
 
@@ -640,7 +636,7 @@ def _serve() -> None:
     """The worker's loop. Stdout carries answers only: whatever a library prints goes to the run's log."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    from prefix_rft_lab.trainer import train
+    import prefix_rft_lab.trainer  # noqa: F401  # before it is ready: seconds that count for no run
 
     quiet()
 
@@ -659,7 +655,8 @@ def _serve() -> None:
                 os.dup2(sink.fileno(), descriptor)
         answer = {"event": "done"}
         try:
-            train(RunConfig.from_dict(request["config"]), out=request["out"], progress=False)
+            module, _, name = request["call"].partition(":")
+            getattr(importlib.import_module(module), name)(**request["arguments"])
         except RunClaimedError:
             answer = {"event": "claimed"}
         except RunDivergedError as error:

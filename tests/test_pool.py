@@ -223,21 +223,25 @@ def test_what_another_process_does_not_finish_in_time_is_said(small, tmp_path, m
     claim.release()
 
 
-def test_the_time_to_go_counts_stages_by_what_they_cost(small, tmp_path):
-    assert pool.makespan([], [], 2) == 0
-    assert pool.makespan([5.0], [2.0, 2.0, 2.0], 2) == 6.0, "the free worker takes 2 + 2 + 2"
-    assert pool.makespan([1.0, 1.0], [10.0], 2) == 11.0, "one of them is left alone with the long run"
+def test_what_takes_longest_starts_first(small, tmp_path):
     one = pool._Job(small(method="sft_then_rft"), tmp_path)  # 3 steps of 4 rows, then 4 of 8 rows
-    assert one.cost({}, whole=True) == 3 * 4 + 4 * 8
-    one.path.mkdir(parents=True)
-    lines = [{"stage": "sft", "loss": 1.0, "seconds_update": 0.5, "seconds_record": 0.1} for _ in range(2)]
-    (one.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert one.look() and one.stepped == pytest.approx(1.2)
-    prices = pool.step_prices([one])
-    assert prices == pytest.approx({"sft": 0.6, "": 0.6 / 4})
-    assert one.cost(prices) == pytest.approx(0.6 + 4 * 8 * 0.15), "nobody has seen a step of rft: by its rows"
-    assert one.cost({**prices, "rft": 2.0}) == pytest.approx(0.6 + 8.0)
-    assert pool.step_prices([pool._Job(small(), tmp_path)]) == {}
+    assert one.cost == 3 * 4 + 4 * 8
+    jobs = [pool._Job(small(method="sft", seed=seed), tmp_path) for seed in range(2)] + [one]
+    assert pool._Pool(jobs, 2, Status(None, False), pool._Limits()).waiting == [one, *jobs[:2]]
+
+
+def test_the_time_to_go_is_that_of_the_steps_that_are_left(small, tmp_path, monkeypatch):
+    one = pool._Job(small(method="sft_then_rft"), tmp_path)  # 7 steps
+    clock, said = [0.0], []
+    monkeypatch.setattr(pool.time, "monotonic", lambda: clock[0])
+    status = Status(None, False)
+    monkeypatch.setattr(status, "update", lambda done, text: said.append((done, text)))
+    some = pool._Pool([one], 1, status, pool._Limits())
+    one.done_steps = some.done_before = 2
+    some._show()
+    one.done_steps, clock[0] = 4, 60.0
+    some._show()
+    assert said == [(2, "0/1 runs"), (4, "0/1 runs, ETA 01:30")], "two steps took a minute, three are left"
 
 
 def test_progress_counts_appended_lines_and_forgets_rewound_ones(small, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefix_rft_lab import evaluation_run, stats
+from prefix_rft_lab import pool, stats
 from prefix_rft_lab.config import ConfigError
 from prefix_rft_lab.evaluation_run import sample_all
 from prefix_rft_lab.runs import Run, RunError
@@ -50,7 +50,7 @@ def test_one_that_fails_stops_no_other(runs, tmp_path, small):
 
 
 def test_what_cannot_be_sampled_is_refused_before_anything_starts(runs, tmp_path, small, monkeypatch):
-    monkeypatch.setattr(evaluation_run, "_worker", None)
+    monkeypatch.setattr(pool, "_Worker", None)
     with pytest.raises(ConfigError, match="k = 0 cannot be used"):
         sample_all(runs, k=0, problems=1)
     bare = train(small(method="base", **{"records.save_model": False}), out=tmp_path)
