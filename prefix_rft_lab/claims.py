@@ -5,7 +5,7 @@ direction, and the smallest effect that matters. They were written before the ru
 
 **Estimate.** The effect is a difference of means in the claimed direction (or a value, where nothing is compared). Its
 variance has one part for the seeds of each trained side, s² / n over the means of its runs, and one for the problems, the
-variance of the paired difference over P problems / P (:func:`prefix_rft_lab.stats.estimate`). Its interval is Student's t
+variance of the paired difference over P problems / P (:func:`prefix_rft_lab.evaluate.estimate`). Its interval is Student's t
 with Satterthwaite's degrees of freedom: with a handful of seeds a bootstrap over them is too narrow, the more so at the
 levels needed here.
 
@@ -28,6 +28,7 @@ does not hold.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,7 +280,7 @@ class _Missing(Exception):
 def _verdict(
     claim: Claim, plans: dict[str, Plan], profile: str | None, found: Mapping[tuple[str, int], Run], tested: int
 ) -> Verdict:
-    from prefix_rft_lab import stats
+    from prefix_rft_lab import evaluate
 
     try:
         sides = [_runs_of(sweep, arm, plans, profile, found) for sweep, arm in claim.sides]
@@ -288,7 +289,7 @@ def _verdict(
     except _Missing as reason:
         return Verdict(claim=claim, verdict="missing", notes=(str(reason),))
     signed = [-table for table in tables] if claim.test == "lower" else tables
-    estimate = stats.estimate(*signed)
+    estimate = evaluate.estimate(*signed, bounds=_bounds(claim))
     low, high = estimate.interval(1 - 0.05 / tested)
     alone_low, alone_high = estimate.interval()
     few = any(len(runs) == 1 and runs[0].method != "base" for runs in used)
@@ -351,23 +352,19 @@ def _measured(claim: Claim, sides: list[list[Run]]) -> tuple[list[list[Run]], li
                 notes.append(
                     f"{len(runs)} of {len(side)} runs of {side[0].title} have an evaluation of {claim.split!r}."
                 )
-        groups = {str(number): runs for number, runs in enumerate(have)}
+        name = {run.path: str(number) for number, runs in enumerate(have) for run in runs}
         try:
-            scores = stats.scores(groups, claim.split)
+            scores = stats.scores(list(itertools.chain(*have)), claim.split, label=lambda run: name[run.path])
         except (ConfigError, RunError) as error:
             raise _Missing(f"Not evaluated alike: {error}.") from None
-        tables = [scores[name].values[claim.measure] for name in groups]
         # A diverged run has no lengths.
-        measured = [~(table != table).any(axis=1) for table in tables]
-        for number, (runs, kept) in enumerate(zip(have, measured, strict=True)):
-            if not kept.any():
+        tables = [stats.matrix(scores, str(number), claim.measure) for number in range(len(have))]
+        for number, (runs, table) in enumerate(zip(have, tables, strict=True)):
+            if not len(table):
                 raise _Missing(f"{claim.measure!r} was not measured in any run of {runs[0].title}.")
-            if not kept.all():
-                notes.append(
-                    f"{int(kept.sum())} of {len(runs)} runs of {runs[0].title} have a value of {claim.measure!r}."
-                )
-                have[number] = [run for run, yes in zip(runs, kept, strict=True) if yes]
-                tables[number] = tables[number][kept]
+            if len(table) < len(runs):
+                notes.append(f"{len(table)} of {len(runs)} runs of {runs[0].title} have a value of {claim.measure!r}.")
+                have[number] = [run for run in runs if not run.diverged]
         return have, tables, notes
     have, tables = [], []
     for runs in sides:
@@ -427,6 +424,13 @@ def _cautions(runs: Sequence[Run]) -> list[str]:
             f"The runs were made by {len(sources)} versions of the code: do not quote before training them again."
         )
     return out
+
+
+def _bounds(claim: Claim) -> tuple[float, float] | None:
+    """Lowest and highest score of a problem; as a claim counts it, with its sign."""
+    if claim.measure not in ("avg", "pass", "greedy"):
+        return None
+    return (-1.0, 0.0) if claim.test == "lower" else (0.0, 1.0)
 
 
 def _asked(claim: Claim) -> str:

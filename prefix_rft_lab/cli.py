@@ -618,14 +618,23 @@ def comparison(runs: Sequence[Run], label: Callable[[Run], str] | None = None) -
     from prefix_rft_lab.evaluation_run import format_table
 
     rows = [
-        ("method" if label is None else "arm", "split", "seeds", "steps", "avg@k", "pass@k", "greedy", "resampled over")
+        (
+            "method" if label is None else "arm",
+            "split",
+            "seeds",
+            "steps",
+            "avg@k",
+            "pass@k",
+            "greedy",
+            "95% t interval over",
+        )
     ]
     groups = stats.group(runs, label)
     for split in dict.fromkeys(split for run in runs for split in run.summary["splits"]):
         for row in stats.compare(runs, split, label=label).to_dict("records"):
             cells = [f"{row[n]:.3f} [{row[f'{n}_low']:.3f}, {row[f'{n}_high']:.3f}]" for n in ("avg", "pass", "greedy")]
             steps = str(max(len(run.metrics) for run in groups[row["method"]]))
-            rows.append((row["title"], split, str(row["seeds"]), steps, *cells, row["resampled"]))
+            rows.append((row["title"], split, str(row["seeds"]), steps, *cells, row["over"]))
     return format_table(rows)
 
 

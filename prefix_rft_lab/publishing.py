@@ -227,7 +227,7 @@ def _scores(config: RunConfig, splits: Mapping[str, Any]) -> Iterator[str]:
         rows.append((_words(split), str(part["problems"]), str(part["k"]), *cells))
     yield _table(rows)
     yield (
-        f"Brackets are 95% bootstrap intervals over problems; samples at temperature {config.evaluation.temperature:g}, of "
+        f"Brackets are 95% intervals over problems; samples at temperature {config.evaluation.temperature:g}, of "
         f"at most {config.rollout.max_response_tokens} tokens. avg@k: mean over k samples; pass@k: a problem counts if one "
         "of k is right; greedy: one response without sampling."
     )

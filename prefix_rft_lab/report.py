@@ -25,6 +25,7 @@ from PIL import Image
 
 from prefix_rft_lab import claims, plots, stats
 from prefix_rft_lab.config import ConfigError, flatten, preset
+from prefix_rft_lab.evaluate import INTERVALS
 from prefix_rft_lab.methods import METHODS
 from prefix_rft_lab.plots import RunFigure
 from prefix_rft_lab.runs import Run, RunError, check_writable, directory_of, source_hash, write_json, write_text
@@ -406,7 +407,16 @@ def _score_table(table: pd.DataFrame, split: str) -> Table:
     best = table["mean"].max()
     return Table(
         caption=f"Final scores on {split}",
-        columns=["Method", "Seeds", f"avg@{k}", f"pass@{k}", "greedy pass@1", "Tokens", f"avg@{k} − base", "Resampled"],
+        columns=[
+            "Method",
+            "Seeds",
+            f"avg@{k}",
+            f"pass@{k}",
+            "greedy pass@1",
+            "Tokens",
+            f"avg@{k} − base",
+            "Interval over",
+        ],
         rows=[
             [
                 row["title"],
@@ -416,12 +426,12 @@ def _score_table(table: pd.DataFrame, split: str) -> Table:
                 _with_interval(row["greedy"], row["greedy_low"], row["greedy_high"]),
                 "–" if math.isnan(row["tokens"]) else f"{row['tokens']:.1f}",
                 _with_interval(row["delta"], row["delta_low"], row["delta_high"], signed=True),
-                row["resampled"],
+                row["over"],
             ]
             for row in table.to_dict("records")
         ],
         note=(
-            f"Shares of 1 with 95% two-level bootstrap intervals (seeds, then problems; n = "
+            f"Shares of 1 with {INTERVALS} (n = "
             f"{int(table['problems'].iloc[0])} problems); differences to the base policy are paired over problems. "
             "Tokens: mean response length. The row with the highest mean is set in bold, separated or not."
         ),

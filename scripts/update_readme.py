@@ -96,25 +96,25 @@ def pretrained(folder: Path) -> str:
     """Markdown table of one run a method, and what their steps had to learn from."""
     from prefix_rft_lab.methods import METHODS
     from prefix_rft_lab.runs import load_all
-    from prefix_rft_lab.stats import paired_delta
+    from prefix_rft_lab.stats import compare, deltas
 
-    def points(ours: list, theirs: list) -> str:
-        delta = paired_delta(ours, theirs)
-        return percent(delta.mean, delta.low, delta.high, signed=True)
+    def points(row: dict, prefix: str = "") -> str:
+        return f"{percent(*(row[n] for n in ('delta', f'{prefix}low', f'{prefix}high')), signed=True)} points"
 
     runs = {run.config.method: run for run in load_all(folder)}
+    compared = {row["method"]: row for row in compare(list(runs.values())).to_dict("records")}
     lines = ["| | steps | right | over the base policy | cut off |", "|---|---|---|---|---|"]
     for method in ("base", "sft", "prefix_rft", "rft"):
         run = runs[method]
-        score = run.summary["splits"]["test"]
+        score, truncated = compared[method], run.summary["splits"]["test"]["truncated"]
         rollout = run.config.rollout
         size = f"{rollout.problems_per_step} × {rollout.rows_per_problem} rows"
         if method == "sft":
             size = f"{run.config.sft.batch_rows} demonstrations"
-        over = "" if method == "base" else f"{points([run], [runs['base']])} points"
+        over = "" if method == "base" else points(score, "delta_")
         lines.append(
             f"| {METHODS[method].title} | {'' if method == 'base' else f'{len(run.metrics)} of {size}'} | "
-            f"{percent(score['avg'], *score['avg_interval'])} | {over} | {100 * score['truncated']:.0f}% |"
+            f"{percent(score['avg'], score['avg_low'], score['avg_high'])} | {over} | {100 * truncated:.0f}% |"
         )
     lines.append("")
     for method, title in (("rft", "RFT"), ("prefix_rft", "Prefix-RFT")):
@@ -124,7 +124,8 @@ def pretrained(folder: Path) -> str:
             f"{title}: {round(rows * metrics.reward.sum())} of {rows * len(metrics):,} rows were right, and "
             f"{(metrics.grad_norm > 0).sum()} of {len(metrics)} steps had a gradient."
         )
-    return "\n".join([*lines, f"SFT over Prefix-RFT: {points([runs['sft']], [runs['prefix_rft']])} points."])
+    [over] = deltas([runs["sft"], runs["prefix_rft"]], "prefix_rft").to_dict("records")
+    return "\n".join([*lines, f"SFT over Prefix-RFT: {points(over)}."])
 
 
 def percent(mean: float, low: float, high: float, *, signed: bool = False) -> str:

@@ -120,7 +120,7 @@ def _train(writer: RunWriter, config: RunConfig, steps: int | None, texts: Seque
             line |= {f"grad_norm_{kind}": float(draws.uniform(0.01, 1)) for kind in kinds if global_step % 2 == 0}
             line |= {f"tokens_{kind}": 40 + place for place, kind in enumerate(kinds)}
             line |= {"seconds_rollout": 0.5 * stage.samples, "seconds_score": 0.0, "seconds_update": 0.25}
-            line |= {"prefix_share": 0.125} if hybrid else {}
+            line |= {"prefix_share": 0.125 + 0.001 * (config.seed - 1)} if hybrid else {}
             if stage.samples:
                 line |= {"reward": 0.5, "reward_plain": float(draws.uniform(0.2, 0.8)), "plain_tokens": 20.0}
             if hybrid:

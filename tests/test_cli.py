@@ -218,7 +218,19 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(tmp_path
 def test_methods_are_compared_over_seeds(tmp_path):
     runs = [write_run(tmp_path, m, s, counts=(s, 1, 2, 3, 4, 2)) for m, s in (("base", 0), ("rft", 0), ("rft", 1))]
     head, *lines = cli.comparison(runs).splitlines()
-    assert head.split() == ["method", "split", "seeds", "steps", "avg@k", "pass@k", "greedy", "resampled", "over"]
+    assert head.split() == [
+        "method",
+        "split",
+        "seeds",
+        "steps",
+        "avg@k",
+        "pass@k",
+        "greedy",
+        "95%",
+        "t",
+        "interval",
+        "over",
+    ]
     tests = [line for line in lines if " test " in line]
     assert [line.split(" test ")[0].strip() for line in tests] == ["Base policy", "RFT (Dr.GRPO)"]
     assert tests[1].split(" test ")[1].split()[0] == "2" and tests[1].endswith("seeds and problems")

@@ -134,7 +134,14 @@ def test_the_page_is_accessible(page):
 
 
 def test_tables_carry_n_scores_config_and_drops(page):
-    for words in ("n = 6 problems", "95% intervals", "1 min 15 s", "3 × prompt too long", "rl.steps", "02_train.ipynb"):
+    for words in (
+        "n = 6 problems",
+        "95% Student's t intervals",
+        "1 min 15 s",
+        "3 × prompt too long",
+        "rl.steps",
+        "02_train.ipynb",
+    ):
         assert words in page.text, words
     assert "/x/02_train" not in page.source
     assert page.text.count("changed") >= 4

@@ -290,3 +290,11 @@ def test_demonstrations_of_real_problems_verify(folder, name, rows):
         assert verifier.score_all(texts, [p.answer for p in first]) == [1.0] * 300
         assert verifier.score_all(texts, ["123456789"] * 300) == [0.0] * 300
         assert verifier.timeouts == 0
+
+
+def test_ids_that_come_twice_are_refused(tmp_path):
+    path = tmp_path / "p.jsonl"
+    rows = [{"id": i % 3, "problem": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match=r"id = '0' comes twice in data.problems = .*give each problem its own id"):
+        read_problems(DataConfig(problems=str(path)))

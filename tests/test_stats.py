@@ -1,8 +1,8 @@
-"""Intervals against exact enumeration of every resample, pairing, refusals, sentences."""
+"""Tables of scores and their intervals, pairing, curves, divergence, refusals, sentences."""
 
 from __future__ import annotations
 
-import itertools
+import json
 import math
 from pathlib import Path
 
@@ -17,73 +17,42 @@ from prefix_rft_lab.evaluate import pass_at_k
 from prefix_rft_lab.runs import RunError
 
 
-def exact_percentiles(table: np.ndarray) -> tuple[float, float]:
-    """2.5% and 97.5% of the mean over all equally likely draws of seeds and of problems."""
-    seeds, problems = table.shape
-    means = [
-        table[np.ix_(rows, columns)].mean()
-        for rows in itertools.product(range(seeds), repeat=seeds)
-        for columns in itertools.product(range(problems), repeat=problems)
-    ]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def test_one_seed_and_two_problems_resample_to_three_values():
-    # Means 0, 1/2, 1 with chances 1/4, 1/2, 1/4: the 95% interval is everything.
-    interval = stats.two_level(np.array([[0.0, 1.0]]))
-    assert (interval.mean, interval.low, interval.high, interval.n) == (0.5, 0.0, 1.0, 2)
-
-
-@pytest.mark.parametrize("seeds", [1, 2, 3])
-def test_interval_agrees_with_enumerating_every_resample(seeds):
-    table = np.random.default_rng(seeds).random((seeds, 4))
-    low, high = exact_percentiles(table)
-    interval = stats.two_level(table)
-    # 2000 resamples of a range of about 1: percentiles are off by a few thousandths.
-    assert interval.mean == pytest.approx(table.mean())
-    assert interval.low == pytest.approx(low, abs=0.02)
-    assert interval.high == pytest.approx(high, abs=0.02)
-
-
-def test_standard_error_of_problems_is_that_of_the_mean():
-    table = np.random.default_rng(0).normal(size=(1, 400))
-    interval = stats.two_level(table)
-    assert (interval.high - interval.low) / 2 == pytest.approx(1.96 * table.std() / math.sqrt(400), rel=0.06)
-
-
 def test_spread_over_seeds_widens_the_interval():
     same = np.tile(np.linspace(0, 1, 50), (5, 1))
     spread = same + np.linspace(-0.3, 0.3, 5)[:, None]
-    width = [i.high - i.low for i in (stats.two_level(same), stats.two_level(spread))]
-    assert stats.two_level(same).mean == pytest.approx(stats.two_level(spread).mean)
+    found = [stats.estimate(same), stats.estimate(spread)]
+    width = [one.interval()[1] - one.interval()[0] for one in found]
+    assert found[0].mean == pytest.approx(found[1].mean)
     assert width[1] > 1.5 * width[0]
 
 
-def test_a_constant_shift_is_certain_when_problems_are_paired():
-    b = np.random.default_rng(1).random((1, 30))
-    delta = stats.two_level_delta(b + 0.25, b)
-    assert (delta.mean, delta.low, delta.high) == pytest.approx((0.25, 0.25, 0.25))
-
-
 def test_pairing_is_tighter_than_the_sides_alone():
-    b = np.random.default_rng(2).random((1, 60))
-    a = np.clip(b + 0.1, 0, 1)
-    delta, alone = stats.two_level_delta(a, b), stats.two_level(a)
-    assert delta.high - delta.low < 0.3 * (alone.high - alone.low)
-    assert delta.low > 0
+    draws = np.random.default_rng(2)
+    b = draws.random((1, 60)) * 0.8
+    a = b + draws.uniform(0.05, 0.15, (1, 60))
+    delta, alone = stats.measure(a, b).interval(), stats.measure(a).interval()
+    assert delta[1] - delta[0] < 0.3 * (alone[1] - alone[0])
+    assert delta[0] > 0
 
 
-def test_seeds_of_two_sides_are_drawn_apart():
-    # Equal tables of seeds that differ: were the seeds drawn together, the difference would be exactly 0.
-    table = np.array([[0.0, 0.0], [1.0, 1.0]])
-    delta = stats.two_level_delta(table, table)
-    assert (delta.mean, delta.low, delta.high) == (0.0, -1.0, 1.0)
+def test_problems_that_come_twice_are_refused(tmp_path):
+    run = write_run(tmp_path)
+    path = run.path / "evaluation" / "test.parquet"
+    table = run.evaluation("test")
+    table.loc[1, "id"] = "test-0"
+    table.to_parquet(path)
+    with pytest.raises(ConfigError, match="id = 'test-0' comes twice among the problems of 'test'"):
+        stats.compare([run])
 
 
-def test_missing_scores_give_nan_not_zero():
-    interval = stats.two_level(np.array([[np.nan, 1.0]]))
-    assert math.isnan(interval.mean) and interval.n == 0
+def test_scores_are_one_long_table(tmp_path):
+    runs = [write_run(tmp_path, m, s, counts=(s, 1, 2, 3, 4, 0)) for m in ("rft", "sft") for s in (0, 1)]
+    table = stats.scores(runs)
+    assert list(table) == ["group", "title", "seed", "problem", "level", "k", "metric", "value"]
+    assert len(table) == 4 * 6 * 4
+    own = table.query("group == 'rft' and metric == 'avg' and problem == 'test-0'")
+    assert own.set_index("seed")["value"].to_dict() == {0: 0.0, 1: 0.25}
+    assert stats.matrix(table, "sft", "tokens").tolist() == [[10 + s, 11, 12, 13, 14, 10] for s in (0, 1)]
 
 
 def test_compare_gives_hand_computed_means_in_method_order(tmp_path):
@@ -102,7 +71,7 @@ def test_compare_gives_hand_computed_means_in_method_order(tmp_path):
     assert ours["delta"] == pytest.approx(0.5 - 1 / 24)
     assert ours["low"] <= ours["mean"] <= ours["high"]
     assert (ours["seeds"], ours["problems"], ours["k"]) == (2, 6, 4)
-    assert (ours["resampled"], table.loc["base", "resampled"]) == ("seeds and problems", "problems")
+    assert (ours["over"], table.loc["base", "over"]) == ("seeds and problems", "problems")
     assert math.isnan(table.loc["base", "delta"])
 
 
@@ -125,8 +94,8 @@ def test_problems_are_aligned_by_id_not_by_row(tmp_path):
     )
     path = b.path / "evaluation" / "test.parquet"
     b.evaluation("test").iloc[::-1].to_parquet(path)
-    delta = stats.paired_delta([b], [a])
-    assert (delta.mean, delta.low, delta.high) == (0.0, 0.0, 0.0)
+    (row,) = stats.deltas([a, b], "rft").to_dict("records")
+    assert row["delta"] == 0.0
 
 
 def test_by_level_splits_the_problems(tmp_path):
@@ -147,7 +116,10 @@ def test_curve_over_seeds_counts_those_that_got_there(tmp_path):
     table = stats.curve(runs, "reward_plain", "metrics").set_index("global_step")
     both = [run.metrics.set_index("global_step")["reward_plain"] for run in runs]
     assert table.loc[2, "mean"] == pytest.approx((both[0][2] + both[1][2]) / 2)
-    assert table.loc[2, ["low", "high"]].tolist() == pytest.approx(sorted([both[0][2], both[1][2]]))
+    # Two seeds: t of 97.5% with one degree of freedom is 12.706, the error half their distance.
+    half = 12.7062047 * abs(both[0][2] - both[1][2]) / 2
+    mean = table.loc[2, "mean"]
+    assert table.loc[2, ["low", "high"]].tolist() == pytest.approx([mean - half, mean + half])
     assert table.loc[7, "mean"] == pytest.approx(both[0][7])
     assert table["n"].tolist() == [2] * 5 + [1] * 3
     assert table.loc[[5, 6, 7], ["low", "high"]].isna().all(axis=None)
@@ -171,8 +143,8 @@ def test_records_of_a_growing_run_are_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("ours", "theirs", "words"),
     [
-        ((4,) * 6, (0,) * 6, "higher by 1.000 [1.000, 1.000] avg@4 on test"),
-        ((0,) * 6, (4,) * 6, "lower by 1.000 [1.000, 1.000] avg@4 on test"),
+        ((4,) * 6, (0,) * 6, "higher by 1.000 [0.081, 1.000] avg@4 on test"),
+        ((0,) * 6, (4,) * 6, "lower by 1.000 [0.081, 1.000] avg@4 on test"),
         ((0, 1, 2, 3, 4, 2), (2, 1, 2, 3, 2, 2), "not separated, difference +0.000 ["),
     ],
 )
@@ -184,20 +156,26 @@ def test_verdicts_say_it_whichever_way_it_went(tmp_path, ours, theirs, words):
     assert f"against RFT (Dr.GRPO) {np.mean(theirs) / 4:.3f}" in found[0]
     assert words in found[0]
     assert found[0].endswith("over 2 seeds × 6 problems.")
+    # Six problems without spread: the part that could come out otherwise is up to 1 - 0.025^(1/6), by up to 2.
+    least = 1 - 2 * (1 - 0.025 ** (1 / 6))
+    assert least == pytest.approx(0.081, abs=5e-4)
 
 
 def test_the_first_verdict_names_the_winner_even_if_it_is_another_method(tmp_path):
-    runs = [write_run(tmp_path, "sft_then_rft", counts=(4,) * 6), write_run(tmp_path, "prefix_rft", counts=(1,) * 6)]
+    runs = [write_run(tmp_path, "sft_then_rft", counts=(4,) * 40), write_run(tmp_path, "prefix_rft", counts=(1,) * 40)]
+    # 40 problems without spread: up to 1 - 0.025^(1/40) of them could lie 1.75 lower, or 0.25 higher.
+    part = 1 - 0.025 ** (1 / 40)
+    low, high = 0.75 - 1.75 * part, 0.75 + 0.25 * part
     first = stats.verdicts(runs)[0]
     assert first == (
-        "Highest mean avg@4 on test: SFT→RFT, 1.000, ahead of the next, Prefix-RFT, by 0.750 [0.750, 0.750]."
+        f"Highest mean avg@4 on test: SFT→RFT, 1.000, ahead of the next, Prefix-RFT, by 0.750 [{low:.3f}, {high:.3f}]."
     )
 
 
 def test_one_seed_is_said(tmp_path):
     runs = [write_run(tmp_path, "base"), write_run(tmp_path, "sft"), *(write_run(tmp_path, "rft", s) for s in (0, 1))]
     by_start = {line.partition(" ")[0]: line for line in stats.verdicts(runs)}
-    assert "over 1 seed × 6 problems; one seed of SFT, so only problems" in by_start["SFT"]
+    assert "over 1 seed × 6 problems; one seed of SFT, so the interval says nothing of other seeds" in by_start["SFT"]
     assert by_start["RFT"].endswith("over 2 seeds × 6 problems.")
 
 
@@ -236,8 +214,6 @@ def test_other_refusals(tmp_path):
         stats.compare([run], metric="best")
     with pytest.raises(ConfigError, match=r"method = 'prefix_rft' is the only one"):
         stats.verdicts([run])
-    with pytest.raises(ConfigError, match=r"runs_b = \[\] holds no run"):
-        stats.paired_delta([run], [])
     with pytest.raises(RunError, match=r"no evaluation of 'ood'"):
         stats.compare([run], "ood")
 
@@ -251,8 +227,10 @@ def test_labels_tell_configs_of_one_method_apart(tmp_path):
     table = stats.compare(runs, label=lambda run: f"keep {run.config.prefix.keep_fraction}")
     assert list(table["method"]) == list(table["title"]) == ["keep 1.0", "keep 0.25"]
     assert list(table["seeds"]) == [2, 2]
-    delta = stats.paired_delta(runs[:2], runs[2:])
-    assert delta.mean == pytest.approx(3 / 24)
+    (row,) = stats.deltas(runs, "keep 0.25", label=lambda run: f"keep {run.config.prefix.keep_fraction}").to_dict(
+        "records"
+    )
+    assert row["delta"] == pytest.approx(3 / 24)
 
 
 def test_costs_are_the_tokens_of_the_steps_so_far(tmp_path):
@@ -283,34 +261,36 @@ def test_areas_and_probabilities_of_improvement(tmp_path):
     assert stats.area_under_curve([write_run(tmp_path, "base")]).empty
 
 
+# ---------------------------------------------------------------------- divergence
+
+
+def test_a_run_that_diverged_counts_as_0_from_there_on(tmp_path):
+    whole = write_run(tmp_path, "rft", 0)
+    lost = write_run(tmp_path, "rft", 1, steps=6)
+    lines = (lost.path / "evaluations.jsonl").read_text().splitlines()
+    (lost.path / "evaluations.jsonl").write_text("\n".join(lines[:2]) + "\n")  # steps 0 and 4; it diverged before 8
+    (lost.path / "DIVERGED.json").write_text(json.dumps({"sentence": "loss = nan at step 6", "global_step": 6}))
+    frame = stats.seed_curves([whole, lost], "avg")
+    kept = lost.evaluations["avg"].tolist()
+    assert frame[1].to_dict() == {0: kept[0], 4: kept[1], 8: 0.0}
+    areas = stats.area_under_curve([whole, lost]).iloc[0]
+    assert areas["seed_1"] == pytest.approx(((kept[0] + kept[1]) / 2 + kept[1] / 2) / 2)
+    ours = frame[0].tolist()
+    assert areas["seed_0"] == pytest.approx(((ours[0] + ours[1]) / 2 + (ours[1] + ours[2]) / 2) / 2)
+    # Alone it ends at 0 as well; rewards do, and what is no score stays unknown.
+    assert stats.seed_curves([lost], "avg")[1].to_dict() == {0: kept[0], 4: kept[1], 8: 0.0}
+    assert stats.seed_curves([lost], "reward", "metrics")[1].tolist() == [0.5] * 6 + [0.0] * 2
+    assert stats.seed_curves([lost], "loss", "metrics").index.to_list() == list(range(6))
+    assert len(stats.cost_curve([whole, lost]).dropna(subset="cost")) == 3
+
+
 # ---------------------------------------------------------------------- against SciPy
 
 
-def test_iqm_leaves_out_the_outer_quarters():
-    # Eight cells: the mean of the middle four, (2 + 3 + 4 + 5) / 4.
-    assert stats.iqm(np.array([[0.0, 1, 2, 3], [4, 5, 6, 100]])).mean == 3.5
-    # One problem: the bootstrap of its seeds, as SciPy makes it.
-    column = np.random.default_rng(0).random((9, 1))
-    found = stats.iqm(column)
-    expected = scipy.stats.bootstrap(
-        (column[:, 0],),
-        lambda x, axis: scipy.stats.trim_mean(x, 0.25, axis=axis),
-        n_resamples=4000,
-        method="percentile",
-        rng=0,
-    ).confidence_interval
-    assert found.mean == pytest.approx(scipy.stats.trim_mean(column[:, 0], 0.25))
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.03)
-    assert stats.iqm(np.array([[0.5, 0.5], [0.5, 0.5]])) == stats.Interval(0.5, 0.5, 0.5, 2)
-    assert math.isnan(stats.iqm(np.array([[np.nan, 1.0]])).mean)
-
-
-def test_probability_of_improvement_is_mann_whitney():
-    draws = np.random.default_rng(1)
-    a, b = draws.integers(0, 5, 7) / 5, draws.integers(0, 4, 6) / 5
+def test_probability_of_improvement_is_mann_whitney(tmp_path):
+    a, b = (0, 3, 1, 4, 2), (1, 1, 3)
+    runs = [
+        write_run(tmp_path, m, s, counts=(c,) * 6) for m, own in (("rft", a), ("sft", b)) for s, c in enumerate(own)
+    ]
     expected = scipy.stats.mannwhitneyu(a, b).statistic / (len(a) * len(b))
-    assert stats.probability_of_improvement(a, b).mean == pytest.approx(expected)
-    # 3 beats both, 1 ties with one and beats the other: (1 + 1 + 1/2 + 1) / 4.
-    assert stats.probability_of_improvement([3, 1], [1, 0]).mean == 0.875
-    assert stats.probability_of_improvement([2, 3], [0, 1]) == stats.Interval(1.0, 1.0, 1.0, 2)
-    assert math.isnan(stats.probability_of_improvement([], [1.0]).mean)
+    assert stats.improvement(runs).loc["RFT (Dr.GRPO)", "SFT"] == pytest.approx(expected)

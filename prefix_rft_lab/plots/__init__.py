@@ -6,7 +6,7 @@ shows itself in notebooks, carries the numbers it draws in ``figure.data`` and a
 ``figure.caption``. :func:`save_figure` writes all of it beside a record of where it came from.
 
 How to read them all: one colour and one marker a method; line style tells the kind of token (dotted prefix, dashed
-continuation, solid on-policy); thin lines are single seeds and the thick one is their mean, a band (95% bootstrap over
+continuation, solid on-policy); thin lines are single seeds and the thick one is their mean, a band (95% t interval over
 seeds) replaces the thin lines above five seeds. Where a step-by-step curve is smoothed, the raw one lies beneath it and
 the note under the title gives the width. A missing column is a missing line, never a made-up zero.
 """

@@ -437,7 +437,7 @@ def note_of(series: Sequence[Series], what: str = "", width: int = 1) -> str:
     most = max(counts, default=0)
     smoothed = f"running mean of {width} steps" if width > 1 else ""
     if most > MANY_SEEDS:
-        parts.append(f"line: mean{f' ({smoothed})' if smoothed else ''}, band: 95% bootstrap over seeds")
+        parts.append(f"line: mean{f' ({smoothed})' if smoothed else ''}, band: {stats.OVER_SEEDS}")
     elif most > 1:
         parts.append(f"thin: seeds, thick: their mean{f' ({smoothed})' if smoothed else ''}")
     elif smoothed:

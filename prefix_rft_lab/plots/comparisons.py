@@ -27,8 +27,6 @@ from prefix_rft_lab.plots.base import (
 from prefix_rft_lab.runs import Run
 from prefix_rft_lab.stats import Label
 
-_BOOTSTRAP = "95% bootstrap over seeds and problems (problems only where there is one seed)"
-
 
 @kit_style
 def forest(
@@ -61,7 +59,7 @@ def forest(
     reference = escaped(against or " or ".join(stats.title(name, members[name]) for name in controls))
     name = stats.metric_name(metric, int(table["k"].iloc[0]))
     note = (
-        f"{split} split, {int(table['problems'].iloc[0])} problems, {_counts(members)}; bars: {_BOOTSTRAP}; filled: the interval "
+        f"{split} split, {int(table['problems'].iloc[0])} problems, {_counts(members)}; bars: {stats.OVER_BOTH}; filled: the interval "
         "leaves out 0"
     )
     headings = [heading for heading in dict.fromkeys(table["group"]) if heading]
@@ -159,7 +157,8 @@ def dose_response(
 
     everyone = [*runs, *controls]
     table = stats.compare(everyone, split, metric, label=group_of)
-    measured = stats.scores(stats.group(everyone, group_of), split)
+    measured = stats.scores(everyone, split, label=group_of)
+    groups = stats.group(everyone, group_of)
     table.insert(0, "name", table["method"])
     table["method"] = [keys[name][0] if name in keys else levels[name] for name in table["name"]]
     table.insert(2, "dose", [keys[name][1] if name in keys else np.nan for name in table["name"]])
@@ -168,8 +167,8 @@ def dose_response(
     titles = {run.method: run.title for run in everyone}
     styles = {run.method: style_of(run, run.method, None) for run in everyone}
     k = int(table["k"].iloc[0])
-    counts = _counts(stats.group(everyone, group_of))
-    note = f"{split} split, {int(table['problems'].iloc[0])} problems, {counts}; dots: seeds, {'bars' if label else 'bands'}: {_BOOTSTRAP}"
+    counts = _counts(groups)
+    note = f"{split} split, {int(table['problems'].iloc[0])} problems, {counts}; dots: seeds, {'bars' if label else 'bands'}: {stats.OVER_BOTH}"
     handles = [
         Line2D([], [], color=styles[m][0], marker=styles[m][1], ms=5, lw=1.8, label=escaped(titles[m])) for m in methods
     ]
@@ -197,13 +196,13 @@ def dose_response(
                 lw=1.4, capsize=3,
             )  # fmt: skip
         for row in part.to_dict("records"):
-            by_seed = measured[row["name"]].values[metric].mean(axis=1)
+            by_seed = stats.matrix(measured, row["name"], metric).mean(axis=1)
             if len(by_seed) > 1:
                 axes.plot(
                     [row["dose"]] * len(by_seed), by_seed, ls="", marker="o", ms=3, color=colour, alpha=0.5, mew=0
                 )
-            for seed, score in zip(measured[row["name"]].seeds, by_seed, strict=True):
-                table.loc[table["name"] == row["name"], f"seed_{seed}"] = float(score)
+            for run, score in zip(groups[row["name"]], by_seed, strict=True):
+                table.loc[table["name"] == row["name"], f"seed_{run.seed}"] = float(score)
     doses = sorted(table["dose"].dropna().unique())
     if log:
         axes.set_xscale("log")
@@ -247,7 +246,7 @@ def score_against_cost(
         raise ConfigError("runs were not trained, so nothing was spent; add runs of a method with steps")
     note = (
         f"validation split, {problems_of(runs)}, {_counts(groups)}; lines: means over seeds at each evaluation, bars at their "
-        "ends: 95% bootstrap over seeds; dashed grey: before training"
+        f"ends: {stats.OVER_SEEDS}; dashed grey: before training"
     )
     styles = {name: style_of(groups[name][0], name, label, place) for place, name in enumerate(groups)}
     handles = [

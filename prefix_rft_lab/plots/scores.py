@@ -36,20 +36,16 @@ def final_scores(
     """Final score of every method with its 95% interval, single seeds as dots."""
     groups = stats.group(runs, label)
     table = stats.compare(runs, split, metric, label=label)
-    measured = stats.scores(groups, split)
+    measured = stats.scores(runs, split, label=label)
     name = stats.metric_name(metric, int(table["k"].iloc[0]))
-    note = (
-        f"{split} split, {int(table['problems'].iloc[0])} problems, {seed_counts(table)}; bars: 95% bootstrap over "
-        "seeds and problems (problems only where there is one seed)"
-    )
+    note = f"{split} split, {int(table['problems'].iloc[0])} problems, {seed_counts(table)}; bars: {stats.OVER_BOTH}"
     figure, grid = new_figure(7.5, 0.52 * len(table) + 0.75, title=f"Final {name} on {split}", note=note)
     axes = grid[0, 0]
-    data = table[["method", "title", "seeds", "problems", "mean", "low", "high", "resampled"]].copy()
+    data = table[["method", "title", "seeds", "problems", "mean", "low", "high", "over"]].copy()
     for place, row in enumerate(table.to_dict("records")):
         method = row["method"]
         colour, marker = style_of(groups[method][0], method, label, place)
-        own = measured[method]
-        seeds = own.values[metric].mean(axis=1)
+        seeds = stats.matrix(measured, method, metric).mean(axis=1)
         if len(seeds) > 1:
             # Fixed offsets: dots of equal scores stay apart without chance.
             offset = np.linspace(-0.2, 0.2, len(seeds))
@@ -69,8 +65,8 @@ def final_scores(
             va="center",
             fontsize=8,
         )
-        for seed, score in zip(own.seeds, seeds, strict=True):
-            data.loc[data["method"] == method, f"seed_{seed}"] = float(score)
+        for run, score in zip(groups[method], seeds, strict=True):
+            data.loc[data["method"] == method, f"seed_{run.seed}"] = float(score)
     axes.set_yticks(range(len(table)), list(table["title"]), parse_math=False)
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.set_xlabel(COLUMN_LABELS[metric].format(k=int(table["k"].iloc[0])))
@@ -151,12 +147,11 @@ def pass_at_k(runs: Sequence[Run], split: str = "test", *, label: Label | None =
     """Unbiased pass@k for k = 1 to the number of samples, with 95% bands."""
     groups = stats.group(runs, label)
     table = stats.pass_curve(runs, split, label=label)
-    scores = stats.scores(groups, split)
-    problems = next(iter(scores.values())).problems
+    problems = stats.scores(runs, split, label=label)["problem"].nunique()
     seeds = pd.DataFrame({"seeds": [len(members) for members in groups.values()], "method": list(groups)})
     # A table of many samples (evaluation_run.sample_all) names no split of its own.
     where = next(iter(groups.values()))[0].evaluation(split)["split"].iloc[0]
-    note = f"{where} split, {problems} problems, {seed_counts(seeds)}; bands: 95% bootstrap over seeds and problems"
+    note = f"{where} split, {problems} problems, {seed_counts(seeds)}; bands: {stats.OVER_BOTH}"
     handles = []
     for place, (name, members) in enumerate(groups.items()):
         colour, marker = style_of(members[0], name, label, place)

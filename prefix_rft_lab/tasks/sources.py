@@ -113,6 +113,7 @@ def read_problems(
     problems: list[Problem] = []
     dropped = Dropped()
     seen: set[str] = set()
+    names: set[str] = set()
     for number, record in enumerate(islice(source.records, config.max_rows)):
         if observe is not None:
             observe(record)
@@ -123,6 +124,12 @@ def read_problems(
             continue
         assert record.problem is not None and record.answer is not None
         seen.add(_same_problem(record.problem))
+        if name in names:
+            raise ConfigError(
+                f"id = {name!r} comes twice in data.problems = {config.problems!r}, so that scores of problems cannot be told "
+                "apart; give each problem its own id, or leave the column of ids out"
+            )
+        names.add(name)
         fit, lost = usable_demonstrations(
             record.demonstrations, unverified=config.unverified, max_characters=config.max_demonstration_characters
         )
