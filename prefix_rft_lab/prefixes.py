@@ -46,7 +46,8 @@ def _give_prefix(rows: list[Row], number: int, step: int, config: RunConfig) -> 
         return
     draws = rng.generator(config.seed, "prefix_ratio", step, *problem.key, rows[0].row)
     ratio = schedules.sample_ratio(config.prefix, step, draws)
-    demonstration = demonstration_at(problem, step, config, number).ids
+    # Without its end token: counted in, a ratio below 1 could give the whole answer away.
+    demonstration = demonstration_at(problem, step, config, number).ids[:-1]
     length = schedules.prefix_length(ratio, len(demonstration), config.prefix.min_tokens)
     for row in rows:
         row.prefix_ids, row.prefix_ratio, row.prefix_number = demonstration[:length], ratio, number
@@ -75,7 +76,7 @@ def hint_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row
     steps = round(shown / parts * len(ends))
     length = ends[steps - 1] if steps else 0
     for row in rows:
-        row.prefix_ids, row.prefix_ratio = demonstration.ids[:length], length / len(demonstration.ids)
+        row.prefix_ids, row.prefix_ratio = demonstration.ids[:length], length / (len(demonstration.ids) - 1)
     return rows
 
 

@@ -135,7 +135,7 @@ def prefix_length(ratio: float, demonstration_tokens: int, min_tokens: int = 0) 
 
     Args:
         ratio: fraction of the demonstration, in [0, 1].
-        demonstration_tokens: n, its length in tokens.
+        demonstration_tokens: n, its length in tokens, without the end token.
         min_tokens: least prefix length, in tokens.
     """
     if not 0 <= ratio <= 1:

@@ -10,15 +10,21 @@ import pytest
 
 from prefix_rft_lab import prefixes, rng, schedules
 from prefix_rft_lab.config import ConfigError
+from prefix_rft_lab.tasks import sources
+from prefix_rft_lab.tokens import encode_problems
 from prefix_rft_lab.types import Demonstration, EncodedProblem, Problem
 
 
+END = 99
+
+
 def make(index, tokens):
+    """A problem whose demonstration has so many tokens of its own, and the end token."""
     return EncodedProblem(
         problem=Problem(id=str(index), prompt="1+1", answer="2"),
         index=index,
         prompt_ids=[1, 2],
-        demonstrations=() if tokens is None else (Demonstration(ids=list(range(100, 100 + tokens))),),
+        demonstrations=() if tokens is None else (Demonstration(ids=[*range(100, 100 + tokens), END]),),
     )
 
 
@@ -64,6 +70,27 @@ def test_length_is_the_floor_of_ratio_times_tokens(small):
             for row in hybrid(problem, step, config):
                 assert len(row.prefix_ids) == min(math.floor(row.prefix_ratio * 40), 39)
                 assert row.prefix_ids == problem.demonstration_ids[: len(row.prefix_ids)]
+
+
+def test_the_last_token_of_the_answer_is_never_given(small):
+    """Ratios are of the demonstration's own tokens: floor(0.95 x 20) of 20 and the end token, not floor(0.95 x 21)."""
+    config = small(**{"prefix.schedule": "constant"})
+    assert [len(row.prefix_ids) for row in hybrid(make(0, 20), 0, config)] == [19]
+    assert [len(row.prefix_ids) for row in hybrid(make(0, 41), 0, config)] == [38], "39 with the end token"
+    whole = small(**{"prefix.high": 1.0, "prefix.schedule": "constant"})
+    for tokens in range(1, 50):
+        for plan in (prefixes.hybrid_rows, prefixes.shared_prefix_rows):
+            for row in plan(make(0, tokens), 0, whole):
+                assert 100 + tokens - 1 not in row.prefix_ids
+
+
+def test_no_prefix_of_the_embedded_world_holds_the_boxed_answer(small, tiny):
+    config = small(**{"prefix.schedule": "constant", "data.train_problems": 200})
+    found, _ = sources.load_problems(config.data, "train")
+    encoded, _ = encode_problems(tiny[1], found, config)
+    given = [tiny[1].decode(row.prefix_ids) for problem in encoded for row in hybrid(problem, 0, config)]
+    assert len(given) == 200
+    assert not any(prefixes.prefix_contains_answer(text) for text in given)
 
 
 def test_least_length_and_the_token_that_is_left_out(small):
@@ -164,7 +191,7 @@ def test_the_demonstration_is_the_last_row_of_a_mixed_group(small):
 
 def test_prefixes_of_one_problem_come_from_different_demonstrations(small):
     several = replace(
-        POOL[0], demonstrations=tuple(Demonstration(ids=list(range(start, start + 40))) for start in (100, 200, 300))
+        POOL[0], demonstrations=tuple(Demonstration(ids=[*range(start, start + 40), END]) for start in (100, 200, 300))
     )
     config = small(**{"rollout.rows_per_problem": 8, "rollout.hybrid_rows": 4, "prefix.schedule": "constant"})
     firsts = set()
@@ -179,7 +206,7 @@ def test_prefixes_of_one_problem_come_from_different_demonstrations(small):
 
 
 # A demonstration of 6 lines: 5 steps that end after 3, 7, 12, 18 and 20 tokens, and the answer.
-STEPS = replace(POOL[7], demonstrations=(Demonstration(ids=list(range(100, 126)), step_ends=(3, 7, 12, 18, 20)),))
+STEPS = replace(POOL[7], demonstrations=(Demonstration(ids=[*range(100, 126), END], step_ends=(3, 7, 12, 18, 20)),))
 
 
 def hints(problem, config, steps):
@@ -216,11 +243,11 @@ def test_hints_end_and_need_steps(small):
 def test_many_steps_are_cut_into_parts_as_published(small):
     """separation[i] = round(i / 5 * 12) of 12 steps: 0, 2, 5, 7, 10, 12."""
     ends = tuple(range(2, 26, 2))
-    long = replace(POOL[7], demonstrations=(Demonstration(ids=list(range(40)), step_ends=ends),))
+    long = replace(POOL[7], demonstrations=(Demonstration(ids=[*range(40), END], step_ends=ends),))
     config = small(**{"uft.hint_steps": 300, "rl.steps": 300})
     steps = {len(rows[0].prefix_ids) // 2 for rows in hints(long, config, range(300))}
     assert steps == {0, 2, 5, 7, 10, 12}
-    few = replace(POOL[7], demonstrations=(Demonstration(ids=list(range(40)), step_ends=(4, 9)),))
+    few = replace(POOL[7], demonstrations=(Demonstration(ids=[*range(40), END], step_ends=(4, 9)),))
     assert {len(rows[0].prefix_ids) for rows in hints(few, config, range(300))} == {0, 4, 9}
 
 

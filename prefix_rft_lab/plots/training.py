@@ -107,7 +107,7 @@ def prefix_lengths(config: RunConfig, demonstration_tokens: Sequence[int]) -> Ru
     """How many tokens of the demonstrations become prefixes at each step.
 
     Args:
-        demonstration_tokens: lengths of the demonstrations in tokens; at most 200 of them, evenly chosen, are drawn.
+        demonstration_tokens: lengths of the demonstrations in tokens, without the end token; at most 200 of them, evenly chosen, are drawn.
 
     Raises:
         ConfigError: no demonstrations.
