@@ -46,8 +46,9 @@ class PrefixConfig(Section):
     """Upper end of the prefix-ratio window, fraction of the demonstration, in [0, 1]."""
     low: float = Field(0.05, ge=0, le=1)
     """Lower end of the window after the decay, in [0, high]."""
-    decay_steps: int = Field(500, ge=1)
-    """Steps over which the lower end falls from ``high`` to ``low``."""
+    decay_steps: int | None = Field(None, ge=1)
+    """Steps over which the lower end falls from ``high`` to ``low``; all of rl.steps after the delay and the warm-up if not
+    given."""
     delay_steps: int = Field(0, ge=0)
     """Steps during which the window stays closed at ``high`` before the decay starts."""
     warmup_ratio: float = Field(0.0, ge=0, le=1)
@@ -536,7 +537,6 @@ def _tiny() -> dict[str, Any]:
     return {
         "name": "tiny",
         "rollout": {"problems_per_step": 16, "max_prompt_tokens": 24, "max_response_tokens": 96},
-        "prefix": {"decay_steps": 150},
         "rl": {"steps": 150, "lr": 3e-4},
         "sft": {"steps": 60, "lr": 1e-3, "warmup_fraction": 0.1, "decay": "cosine"},
     }
@@ -557,7 +557,6 @@ def _smol() -> dict[str, Any]:
             "max_response_tokens": 192,
             "max_batch_rows": 64,
         },
-        "prefix": {"decay_steps": 100},
         "rl": {"steps": 100, "lr": 5e-6},
         "sft": {"steps": 50, "lr": 2e-5, "batch_rows": 16, "warmup_fraction": 0.1, "decay": "cosine"},
         "evaluation": {"every": 0, "k": 4, "problems": 16, "hard_tries": 0},

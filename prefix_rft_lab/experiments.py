@@ -38,7 +38,6 @@ PROFILES = {
         changes={
             "rl.steps": 4,
             "sft.steps": 3,
-            "prefix.decay_steps": 4,
             "rollout.problems_per_step": 4,
             "data.train_problems": 64,
             "data.eval_problems": 12,
@@ -65,7 +64,6 @@ PROFILES = {
         seeds=(0, 1, 2, 3, 4),
         changes={
             "rl.steps": 200,
-            "prefix.decay_steps": 200,
             "sft.steps": 80,
         },
         sweeps=SWEEPS,

@@ -84,7 +84,7 @@ def row_metrics(
         }
     if hybrid:
         if stage.prefix_schedule:
-            low, high = schedules.ratio_window(config.prefix, step)
+            low, high = schedules.ratio_window(schedules.of_run(config), step)
             line |= {"prefix_ratio_low": low, "prefix_ratio_high": high}
         line |= {
             "reward_hybrid": _mean(row.score for row in hybrid),

@@ -45,7 +45,7 @@ def _give_prefix(rows: list[Row], number: int, step: int, config: RunConfig) -> 
     if not problem.demonstrations:
         return
     draws = rng.generator(config.seed, "prefix_ratio", step, *problem.key, rows[0].row)
-    ratio = schedules.sample_ratio(config.prefix, step, draws)
+    ratio = schedules.sample_ratio(schedules.of_run(config), step, draws)
     # Without its end token: counted in, a ratio below 1 could give the whole answer away.
     demonstration = demonstration_at(problem, step, config, number).ids[:-1]
     length = schedules.prefix_length(ratio, len(demonstration), config.prefix.min_tokens)

@@ -85,8 +85,19 @@ def sample_window(low: float, high: float, alpha: float, beta: float, rng: np.ra
     return min(max(low + (high - low) * float(rng.beta(alpha, beta)), low), high)
 
 
+def of_run(config: RunConfig) -> PrefixConfig:
+    """The ``prefix`` section of a run with the length of its decay, which follows ``rl.steps`` where it is not set."""
+    section = config.prefix
+    if section.decay_steps is not None:
+        return section
+    steps = int((config.rl.steps - section.delay_steps) / (1 + section.warmup_ratio))
+    return section.model_copy(update={"decay_steps": max(steps, 1)})
+
+
 def ratio_window(config: PrefixConfig, step: int) -> tuple[float, float]:
     """The window (low, high) that prefix ratios are drawn from at ``step``, fractions of the demonstration.
+
+    ``config`` has a length of the decay: see :func:`of_run`.
 
     ``cosine`` and ``linear`` move the lower end from ``config.high`` to ``config.low`` over ``decay_steps``,
     after ``delay_steps`` of a closed window and a warm-up of ``warmup_ratio * decay_steps`` steps; ``uniform`` is
@@ -96,6 +107,8 @@ def ratio_window(config: PrefixConfig, step: int) -> tuple[float, float]:
         return config.low, config.high
     if config.schedule == "constant" or step < config.delay_steps:
         return config.high, config.high
+    if config.decay_steps is None:
+        raise ValueError("prefix.decay_steps is not set; take schedules.of_run(config)")
     moving = SCHEDULES[config.schedule](
         step - config.delay_steps,
         init=config.high,

@@ -250,6 +250,13 @@ class Trainer:
         """
         started = time.perf_counter()
         writer = self.writer
+        decay, steps = self.config.prefix.decay_steps, self.config.rl.steps
+        if self.method.uses_prefixes and decay is not None and decay > steps:
+            log.warning(
+                "prefix.decay_steps = %d is longer than the run of rl.steps = %d, so prefixes do not get as short as "
+                "prefix.low = %g; leave it out to have it follow the run",
+                *(decay, steps, self.config.prefix.low),
+            )
         writer.start(self.data_report)
         found = self.checkpoints.newest(self.model)
         if found is not None and (recorded := self._recorded()) < found[0].global_step:

@@ -208,7 +208,7 @@ def test_claim_of_notebook_7_at_smoke_size(reproduction):
 
 
 def test_profiles_differ_in_size_only():
-    allowed = {"rl.steps", "sft.steps", "prefix.decay_steps", "rollout.problems_per_step"}
+    allowed = {"rl.steps", "sft.steps", "rollout.problems_per_step"}
     for profile in PROFILES.values():
         assert all(
             name in allowed or name.split(".")[0] in ("data", "evaluation", "records") for name in profile.changes

@@ -14,7 +14,6 @@ from prefix_rft_lab.tasks import sources
 from prefix_rft_lab.tokens import encode_problems
 from prefix_rft_lab.types import Demonstration, EncodedProblem, Problem
 
-
 END = 99
 
 

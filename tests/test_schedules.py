@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from prefix_rft_lab import schedules
-from prefix_rft_lab.config import PrefixConfig
+from prefix_rft_lab.config import PrefixConfig, preset
 from prefix_rft_lab.rng import generator
 
-PAPER = PrefixConfig()  # cosine, 0.95 -> 0.05 over 500 steps
+PAPER = PrefixConfig(decay_steps=500)  # cosine, 0.95 -> 0.05 over 500 steps
 
 
 def test_cosine_by_hand():
@@ -56,6 +56,22 @@ def test_mean_ratio_of_the_paper():
     assert schedules.ratio_variance(PAPER, 0) == 0
 
 
+def test_a_decay_that_is_not_set_follows_the_run():
+    for steps in (10, 150, 500):
+        config = preset("tiny", **{"rl.steps": steps})
+        assert config.prefix.decay_steps is None
+        assert schedules.of_run(config).decay_steps == steps
+        assert schedules.mean_ratio(schedules.of_run(config), steps) == pytest.approx(0.5)
+    # 20 steps of delay leave 180, of which int(180 / 1.1) decay after a warm-up of a tenth of that.
+    config = preset("tiny", **{"rl.steps": 200, "prefix.delay_steps": 20, "prefix.warmup_ratio": 0.1})
+    decay = schedules.of_run(config).decay_steps
+    assert decay == 163 and 20 + int(0.1 * decay) + decay <= 200
+    assert schedules.of_run(preset("tiny", **{"prefix.decay_steps": 7})).decay_steps == 7
+    assert schedules.of_run(preset("tiny", **{"rl.steps": 0})).decay_steps == 1
+    with pytest.raises(ValueError, match=r"prefix\.decay_steps is not set"):
+        schedules.ratio_window(PrefixConfig(), 3)
+
+
 def test_window_kinds():
     assert schedules.ratio_window(PAPER, 0) == (0.95, 0.95)
     uniform, constant = PrefixConfig(schedule="uniform"), PrefixConfig(schedule="constant", high=0.6, low=0.1)
@@ -67,7 +83,7 @@ def test_window_kinds():
 
 
 def test_delay_shifts_the_schedule():
-    late = PrefixConfig(delay_steps=40)
+    late = PrefixConfig(decay_steps=500, delay_steps=40)
     assert schedules.ratio_window(late, 39) == (0.95, 0.95)
     for step in (0, 1, 250, 499, 500, 900):
         assert schedules.ratio_window(late, 40 + step) == schedules.ratio_window(PAPER, step)
@@ -87,7 +103,7 @@ def test_ends_are_ordered():
 
 @pytest.mark.parametrize("shape", [(1.0, 1.0), (2.0, 5.0), (0.5, 0.5)])
 def test_draws_have_the_closed_form_moments(shape):
-    config = PrefixConfig(alpha=shape[0], beta=shape[1])
+    config = PrefixConfig(decay_steps=500, alpha=shape[0], beta=shape[1])
     rng = generator(0, "test", str(shape))
     draws = np.array([schedules.sample_ratio(config, 300, rng) for _ in range(20_000)])
     low, high = schedules.ratio_window(config, 300)

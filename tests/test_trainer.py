@@ -777,6 +777,15 @@ def test_the_base_method_only_evaluates(tmp_path, small, tiny):
     assert all(torch.equal(p, weights[name]) for name, p in tiny[0].named_parameters() if name in weights)
 
 
+def test_a_decay_longer_than_the_run_is_said(tmp_path, small, caplog):
+    train(small(**{"rl.steps": 1, "prefix.decay_steps": 500, "evaluation.hard_tries": 0}), tmp_path)
+    assert "prefix.decay_steps = 500 is longer than the run of rl.steps = 1, so prefixes do not get as" in caplog.text
+    caplog.clear()
+    train(small(**{"rl.steps": 1, "prefix.decay_steps": None, "evaluation.hard_tries": 0}), tmp_path)
+    train(small(method="rft", **{"rl.steps": 1, "prefix.decay_steps": 500, "evaluation.hard_tries": 0}), tmp_path)
+    assert "decay_steps" not in caplog.text
+
+
 def test_rft_needs_no_demonstrations(tmp_path, small):
     config = small(method="rft", **{"data.demonstration_fraction": 0.0, "rl.steps": 2})
     run = train(config, tmp_path)

@@ -64,12 +64,13 @@ def schedule(config: RunConfig, *, samples: bool = True) -> RunFigure:
         config: gives the schedule (``config.prefix``) and the number of steps (``config.rl.steps``).
         samples: show the ratio that each of four problems would draw at every step, with the run's own keys.
     """
+    prefix = schedules.of_run(config)
     steps = np.arange(max(config.rl.steps, 1))
-    window = np.array([schedules.ratio_window(config.prefix, int(step)) for step in steps])
-    mean = np.array([schedules.mean_ratio(config.prefix, int(step)) for step in steps])
+    window = np.array([schedules.ratio_window(prefix, int(step)) for step in steps])
+    mean = np.array([schedules.mean_ratio(prefix, int(step)) for step in steps])
     note = (
-        f"{config.prefix.schedule} schedule, window [{config.prefix.low:g}, {config.prefix.high:g}], decay over "
-        f"{config.prefix.decay_steps} steps, Beta({config.prefix.alpha:g}, {config.prefix.beta:g})"
+        f"{prefix.schedule} schedule, window [{prefix.low:g}, {prefix.high:g}], decay over "
+        f"{prefix.decay_steps} steps, Beta({prefix.alpha:g}, {prefix.beta:g})"
     )
     handles: list[Artist] = [
         Patch(facecolor=OKABE_ITO["sky"], alpha=0.3, label="window"),
@@ -80,10 +81,7 @@ def schedule(config: RunConfig, *, samples: bool = True) -> RunFigure:
     if samples:
         draws = np.array(
             [
-                [
-                    schedules.sample_ratio(config.prefix, int(step), _ratio_draws(config, int(step), problem))
-                    for step in steps
-                ]
+                [schedules.sample_ratio(prefix, int(step), _ratio_draws(config, int(step), problem)) for step in steps]
                 for problem in range(4)
             ]
         )
@@ -118,13 +116,14 @@ def prefix_lengths(config: RunConfig, demonstration_tokens: Sequence[int]) -> Ru
     chosen = [lengths[i] for i in np.unique(np.linspace(0, len(lengths) - 1, min(200, len(lengths))).astype(int))]
     # A few demonstrations are each drawn several times, or chance would show more than the schedule.
     rounds = math.ceil(200 / len(chosen))
+    prefix = schedules.of_run(config)
     count = max(config.rl.steps, 1)
     steps = np.unique(np.linspace(0, count - 1, min(60, count)).astype(int))
     table = np.array(
         [
             [
                 schedules.prefix_length(
-                    schedules.sample_ratio(config.prefix, int(step), _ratio_draws(config, int(step), i)),
+                    schedules.sample_ratio(prefix, int(step), _ratio_draws(config, int(step), i)),
                     n,
                     config.prefix.min_tokens,
                 )

@@ -19,7 +19,7 @@ import traitlets
 from prefix_rft_lab import measure, plots, stats
 from prefix_rft_lab.config import ConfigError, flatten
 from prefix_rft_lab.methods import METHODS
-from prefix_rft_lab.runs import Run, load_all
+from prefix_rft_lab.runs import Run, RunError, load_all
 from prefix_rft_lab.types import KIND_NAMES
 from prefix_rft_lab.widgets.base import Explorer, script, style
 
@@ -111,7 +111,7 @@ class RunExplorer(Explorer):
                     try:
                         self._watched[run.path] = _Watched(run, dict(flatten(run.config.to_dict())))
                         changed = True
-                    except (ConfigError, ValueError) as error:
+                    except RunError as error:
                         problems.append(f"{run.path.name} is left out: {error}")
             for watched in self._watched.values():
                 try:

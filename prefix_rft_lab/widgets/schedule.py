@@ -85,7 +85,8 @@ class ScheduleExplorer(Explorer):
         Raises:
             ConfigError: the fields, set one by one from Python, do not fit together.
         """
-        return self._config.replace(**{f"prefix.{name}": getattr(self, name) for name in FIELDS})
+        changed = [name for name in FIELDS if getattr(self, name) != self.original[name]]
+        return self._config.replace(**{f"prefix.{name}": getattr(self, name) for name in changed})
 
     @config.setter
     def config(self, config: RunConfig) -> None:
@@ -99,19 +100,18 @@ class ScheduleExplorer(Explorer):
             self.step = min(self.step, self.steps - 1)
 
     def summary(self) -> str:
-        config = self.config
+        prefix = schedules.of_run(self.config)
         last = self.steps - 1
-        first_window, last_window = (schedules.ratio_window(config.prefix, step) for step in (0, last))
+        first_window, last_window = (schedules.ratio_window(prefix, step) for step in (0, last))
         text = (
-            f"Prefix-ratio schedule ({config.prefix.schedule}): window {first_window[0]:.2f}-{first_window[1]:.2f} at "
+            f"Prefix-ratio schedule ({prefix.schedule}): window {first_window[0]:.2f}-{first_window[1]:.2f} at "
             f"step 0, {last_window[0]:.2f}-{last_window[1]:.2f} at step {last}"
         )
         if not self.demonstrations:
             return text
         count = len(self.demonstrations[self.demonstration])
         lengths = [
-            schedules.prefix_length(schedules.mean_ratio(config.prefix, step), count, config.prefix.min_tokens)
-            for step in (0, last)
+            schedules.prefix_length(schedules.mean_ratio(prefix, step), count, prefix.min_tokens) for step in (0, last)
         ]
         return (
             f"{text}; of a demonstration of {count} tokens the mean ratio gives {lengths[0]} tokens at first and "
@@ -123,7 +123,8 @@ class ScheduleExplorer(Explorer):
 
 
 def _fields(config: RunConfig) -> dict[str, Any]:
-    return {name: getattr(config.prefix, name) for name in FIELDS}
+    prefix = schedules.of_run(config)
+    return {name: getattr(prefix, name) for name in FIELDS}
 
 
 def _demonstrations(given: Sequence[Sequence[str]] | Sequence[str]) -> list[list[str]]:
