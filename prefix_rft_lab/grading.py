@@ -98,7 +98,9 @@ def grade(
     count = 0
     for number, record in enumerate(islice(open_source(source, columns, field="FILE").records, limit)):
         count += 1
-        if record.answer is None:
+        if record.unusable:
+            left_out[record.unusable] += 1
+        elif record.answer is None:
             left_out["row without answer"] += 1
         elif record.solution is None:
             left_out["row without solution"] += 1

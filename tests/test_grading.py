@@ -25,7 +25,7 @@ ROWS = [
     {"id": "d", "problem": "2+2?", "answer": "4", "solution": "Four.", "type": "sums"},
     {"id": "e", "problem": "x=5?", "answer": "x=5", "solution": r"$\boxed{x=5}$", "type": "lone"},
     {"id": "f", "problem": "5?", "answer": "5", "solution": r"$\boxed{5}$", "type": "lone"},
-    {"id": "g", "problem": "?", "answer": None, "solution": r"$\boxed{5}$", "type": "lone"},
+    {"id": "g", "problem": "?", "answer": None, "solution": "Five.", "type": "lone"},
     {"id": "h", "problem": "??", "answer": "5", "solution": None, "type": "lone"},
 ]
 

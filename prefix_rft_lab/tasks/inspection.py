@@ -23,7 +23,8 @@ class Inspection:
     """What was found; counts are of rows, problems or demonstrations as each docstring says."""
 
     source: str
-    layout: str
+    used: dict[str, dict[str, int]]
+    """Role -> column -> rows in which it was taken for that."""
     columns: tuple[str, ...]
     rows: int
     """Rows read."""
@@ -98,7 +99,7 @@ def inspect(
     unread, wrong = _graded(problems, progress) if verify else (None, None)
     return Inspection(
         source=config.data.problems,
-        layout=opened.layout,
+        used={role: dict(columns) for role, columns in opened.roles.used.items()},
         columns=opened.columns,
         rows=offered.total(),
         problems=len(problems),
@@ -142,7 +143,7 @@ def format_inspection(found: Inspection, *, shown: int = 5, characters: int = 30
         return f" ({', '.join(names[:shown])}{more})" if names else ""
 
     lines = [
-        f"{found.source}: read as {found.layout}; columns {', '.join(found.columns)}",
+        f"{found.source}: columns {', '.join(found.columns)}",
         f"{found.rows} rows, {found.problems} problems that can be used, {found.demonstrated} with a demonstration",
         "demonstrations in a row: " + ", ".join(f"{n} in {rows} rows" for n, rows in found.offered.items()),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from itertools import islice
 import numpy as np
 
 from prefix_rft_lab import rng
-from prefix_rft_lab.answers import boxed_answer, complete_gold
+from prefix_rft_lab.answers import boxed_answer, complete_gold, golds
 from prefix_rft_lab.config import ConfigError, DataConfig
 from prefix_rft_lab.tasks import chains, readers
 from prefix_rft_lab.tasks.readers import Candidate, Dropped, Record, Source
@@ -51,19 +52,36 @@ def load_problems(config: DataConfig, split: str) -> tuple[list[Problem], Counte
         rows, dropped = _read_once(config.model_dump_json(), stamps)
         reasons = Counter(dropped)
         order = rng.generator(config.seed, "file/order").permutation(len(rows))
-        rows = [rows[i] for i in order]
-        held = config.eval_problems
-        cuts = {"test": rows[:held], "validation": rows[held : 2 * held]}
-        train = rows[2 * held :][: config.train_problems]
-        if not train:
-            raise ConfigError(
-                f"data.problems = {config.problems!r} has {len(rows)} usable rows, but 2 x data.eval_problems = {2 * held} "
-                "are held out; lower data.eval_problems or bring more rows"
-            )
-        found = [replace(p, split=split) for p in cuts.get(split, train)]
+        cuts = _cut(config, [rows[i] for i in order])
+        found = [replace(p, split=split) for p in cuts.get(split, cuts["train"])]
     if split == "train" and config.demonstration_fraction < 1:
         found = thin_demonstrations(found, config.demonstration_fraction, config.seed)
     return found, reasons
+
+
+def _cut(config: DataConfig, rows: list[Problem]) -> dict[str, list[Problem]]:
+    """Rows by split: those that the source names as test or validation are that, other held-out rows are the first ones."""
+    held = config.eval_problems
+    cuts = {split: [p for p in rows if p.split == split][:held] for split in ("test", "validation")}
+    named = [split for split, cut in cuts.items() if cut]
+    rest = [p for p in rows if p.split not in named]
+    for split in cuts:
+        if split not in named:
+            cuts[split], rest = rest[:held], rest[held:]
+    cuts["train"] = rest[: config.train_problems]
+    if not rest:
+        count = (2 - len(named)) * held
+        raise ConfigError(
+            f"data.problems = {config.problems!r} has {len(rows)} usable rows, but "
+            + " and ".join(
+                [
+                    *(f"{split} is named by its rows" for split in named),
+                    *([f"{2 - len(named)} x data.eval_problems = {count} are held out"] if count else []),
+                ]
+            )
+            + "; lower data.eval_problems or bring more rows"
+        )
+    return cuts
 
 
 def thin_demonstrations(problems: list[Problem], fraction: float, seed: int) -> list[Problem]:
@@ -113,23 +131,22 @@ def read_problems(
     problems: list[Problem] = []
     dropped = Dropped()
     seen: set[str] = set()
-    names: set[str] = set()
+    ids: set[str] = set()
     for number, record in enumerate(islice(source.records, config.max_rows)):
         if observe is not None:
             observe(record)
         name = record.id or readers.default_id(config.problems, number)
+        if name in ids:
+            # Tables are joined by id, so that two problems of one id would count as one.
+            dropped.note("id that occurred before (problem kept, its row added to the id)", name)
+            name = f"{name}#{number}"
+        ids.add(name)
         reason = _unusable(record, seen, leaks)
         if reason is not None:
             dropped.note(reason, name)
             continue
         assert record.problem is not None and record.answer is not None
-        seen.add(_same_problem(record.problem))
-        if name in names:
-            raise ConfigError(
-                f"id = {name!r} comes twice in data.problems = {config.problems!r}, so that scores of problems cannot be told "
-                "apart; give each problem its own id, or leave the column of ids out"
-            )
-        names.add(name)
+        seen.add(_words_of(record.problem))
         fit, lost = usable_demonstrations(
             record.demonstrations, unverified=config.unverified, max_characters=config.max_demonstration_characters
         )
@@ -146,13 +163,14 @@ def read_problems(
                 id=name,
                 prompt=record.problem,
                 answer=answer,
-                demonstrations=tuple(boxed_demonstration(text, record.answer) for text in texts),
+                demonstrations=tuple(boxed_demonstration(text, golds(record.answer)[0]) for text in texts),
                 level=record.level,
+                split=record.split or "train",
             )
         )
     if not problems:
         raise ConfigError(
-            f"data.problems = {config.problems!r} has no usable row ({_reasons(dropped)}); fill columns problem and answer"
+            f"data.problems = {config.problems!r} has no usable row ({dropped}); fill columns problem and answer"
         )
     return problems, dropped
 
@@ -166,11 +184,13 @@ NONE_LEFT = "no demonstration left (problem kept)"
 
 def _unusable(record: Record, seen: set[str], leaks: Leaks) -> str | None:
     """Why a row cannot be used; None if it can."""
+    if record.unusable:
+        return record.unusable
     if record.problem is None:
         return "row without problem"
     if record.answer is None:
         return "row without answer"
-    if _same_problem(record.problem) in seen:
+    if _words_of(record.problem) in seen:
         # Splits are cut by row: a second copy could land in another split than the first.
         return "problem that occurred before"
     if record.problem in leaks:
@@ -209,8 +229,8 @@ def choose(texts: Sequence[str], how: str, *, generator: np.random.Generator) ->
 class Leaks:
     """Whether a problem is one of the test problems, or nearly.
 
-    Equal but for case, spaces and punctuation, or holding at least four fifths of a test problem's runs of eight words
-    (with fewer, problems of one template and different numbers go too).
+    Equal but for case, spaces, punctuation and Unicode form, or holding at least four fifths of a test problem's runs of eight
+    words, and all its numbers and signs: problems of one template and other numbers are others.
     """
 
     WORDS = 8
@@ -219,12 +239,12 @@ class Leaks:
     def __init__(self, tests: Sequence[str]) -> None:
         self._whole: set[str] = set()
         self._runs: dict[tuple[str, ...], list[int]] = {}
-        self._sizes: list[int] = []
+        self._tests: list[tuple[int, Counter[str]]] = []
         for text in dict.fromkeys(map(_words, tests)):
             self._whole.add(" ".join(text))
             for run in (runs := self._cut(text)):
-                self._runs.setdefault(run, []).append(len(self._sizes))
-            self._sizes.append(len(runs))
+                self._runs.setdefault(run, []).append(len(self._tests))
+            self._tests.append((len(runs), _figures(text)))
 
     def __contains__(self, problem: str) -> bool:
         if not self._whole:
@@ -233,26 +253,38 @@ class Leaks:
         if " ".join(words) in self._whole:
             return True
         hits = Counter(test for run in self._cut(words) for test in self._runs.get(run, ()))
-        return any(count >= self.SHARE * self._sizes[test] for test, count in hits.items())
+        figures = _figures(words)
+        return any(
+            count >= self.SHARE * (test := self._tests[i])[0] and test[1] <= figures for i, count in hits.items()
+        )
 
     def _cut(self, words: tuple[str, ...]) -> set[tuple[str, ...]]:
         return {words[i : i + self.WORDS] for i in range(len(words) - self.WORDS + 1)}
 
 
+_WORD = re.compile(
+    r"\d*\.?\d+|[^\W\d]+|[+*/^=<>%|]|\((?=[-\\\d])"
+    # A minus, but no hyphen between words; a factorial, but no end of an exclamation.
+    r"|(?<![^\W\d]{2})-(?![^\W\d]{2})|(?<=[\d)}])!|(?<![^\W\d])(?<=[^\W\d])!"
+)
+
+
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"\w+", text.lower()))
+    """Words, numbers and signs, which is what copies of a problem have in common."""
+    plain = unicodedata.normalize("NFKC", text).casefold().replace("\N{MINUS SIGN}", "-").replace("\\left", "")
+    return tuple(_WORD.findall(plain)) or (text,)
 
 
-def _same_problem(text: str) -> str:
-    return " ".join(text.split())
+def _figures(words: Sequence[str]) -> Counter[str]:
+    return Counter(word for word in words if not word.isalpha() or len(word) == 1)
+
+
+def _words_of(text: str) -> str:
+    return " ".join(_words(text))
 
 
 def boxed_demonstration(demonstration: str, answer: str) -> str:
     """The demonstration as it is if it has a box, else with ``\\boxed{answer}`` at its end."""
-    if boxed_answer(demonstration) is not None:
+    if boxed_answer(demonstration.rpartition("</think>")[2]) is not None:
         return demonstration
     return _GSM8K_END.sub("", demonstration) + f"\n\\boxed{{{answer}}}"
-
-
-def _reasons(reasons: Counter[str]) -> str:
-    return ", ".join(f"{count} x {reason}" for reason, count in reasons.items()) or "no rows"
