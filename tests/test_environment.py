@@ -118,6 +118,7 @@ def test_the_doctor_finds_this_environment_fit(capsys):
         "torch",
         "transformers",
         "extra lab",
+        "pip check",
         "threads",
         "GPU",
         "vLLM",
@@ -145,6 +146,18 @@ def test_the_doctor_names_what_does_not_fit_and_the_remedy(monkeypatch, capsys):
     assert re.search(r"warn extra dev: ruff 0.1 \(declared >=0.12\)", shown)
     assert "warn memory: 0.2 GiB free" in shown and "--workers 1" in shown
     assert "2 of" in shown.splitlines()[-1]
+
+
+def test_the_doctor_passes_on_what_pip_finds(monkeypatch):
+    said = "pandas 2.2 has requirement numpy<2, but you have numpy 2.3.\nvllm-cpu 0.32.0 requires ninja, which is not installed.\n"
+    result = subprocess.CompletedProcess([], 1, said, "")
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: result)
+    check = doctor._pip()
+    assert (check.state, check.found) == ("warn", said.splitlines()[0]) and "constraints.txt" in check.remedy
+    result.stdout = said.splitlines()[1]
+    assert doctor._pip().state == "ok", "it comes without what it asks for, by make vllm"
+    result.stdout, result.stderr = "", "No module named pip"
+    assert doctor._pip().found == "No module named pip"
 
 
 def test_the_doctor_sends_an_extra_that_needs_other_versions_to_an_environment_of_its_own(monkeypatch):
