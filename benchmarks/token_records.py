@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from prefix_rft_lab import preset
-from prefix_rft_lab.runs import RunWriter
+from prefix_rft_lab.runs.run import RunWriter
 from prefix_rft_lab.trainer import Trainer
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefix_rft_lab.config import RunConfig
-    from prefix_rft_lab.runs import Run
-    from prefix_rft_lab.sweeps import Plan
+    from prefix_rft_lab.core.config import RunConfig
+    from prefix_rft_lab.experiments.sweeps import Plan
+    from prefix_rft_lab.runs.run import Run
 
 RESUMES = "interrupted; what was recorded is kept, and the same command goes on from the newest checkpoint"
 
@@ -45,21 +45,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _status(error: Exception) -> int | None:
     """The exit status of an error that is the user's to mend; None for one that is ours."""
-    from prefix_rft_lab.config import ConfigError
+    from prefix_rft_lab.core.config import ConfigError
+    from prefix_rft_lab.core.errors import RunError
 
     if isinstance(error, ConfigError):
         return 2
-    # Importing the module of RunError takes a second; an error that came from it has loaded it.
-    runs = sys.modules.get("prefix_rft_lab.runs")
-    known = (ValueError, OSError, *([runs.RunError] if runs is not None else []))
-    return 1 if isinstance(error, known) else None
+    return 1 if isinstance(error, (ValueError, OSError, RunError)) else None
 
 
 # ---------------------------------------------------------------------- arguments
 
 
 def parser() -> argparse.ArgumentParser:
-    from prefix_rft_lab import __version__
+    from prefix_rft_lab.core.versions import __version__
 
     top = argparse.ArgumentParser(
         prog="prefix-rft",
@@ -429,7 +427,7 @@ def changes_of(pairs: Sequence[str]) -> dict[str, Any]:
     """
     import yaml
 
-    from prefix_rft_lab.config import ConfigError
+    from prefix_rft_lab.core.config import ConfigError
 
     found = {}
     for pair in pairs:
@@ -447,7 +445,7 @@ def changes_of(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from prefix_rft_lab import doctor
+    from prefix_rft_lab.tools import doctor
 
     checks = doctor.check_all()
     print(doctor.format_checks(checks))
@@ -460,8 +458,9 @@ def train_configs(args: argparse.Namespace) -> tuple[RunConfig, list[RunConfig]]
     Raises:
         ConfigError: an argument that cannot be used.
     """
-    from prefix_rft_lab import methods, writers
-    from prefix_rft_lab.config import RunConfig, preset
+    from prefix_rft_lab.algorithm import methods
+    from prefix_rft_lab.core.config import RunConfig, preset
+    from prefix_rft_lab.runs import writers
 
     base = RunConfig.load(args.config) if args.config else preset(args.preset)
     changes: dict[str, Any] = {
@@ -495,7 +494,7 @@ def train_configs(args: argparse.Namespace) -> tuple[RunConfig, list[RunConfig]]
 
 
 def _whole_numbers(option: str, text: str) -> list[int]:
-    from prefix_rft_lab.config import ConfigError
+    from prefix_rft_lab.core.config import ConfigError
 
     try:
         return [int(number) for number in text.split(",")]
@@ -505,7 +504,7 @@ def _whole_numbers(option: str, text: str) -> list[int]:
 
 def show_config(config: RunConfig, base: RunConfig, whose: str) -> str:
     """The config as YAML; fields that depart from ``base`` say what they were."""
-    from prefix_rft_lab.config import flatten
+    from prefix_rft_lab.core.config import flatten
 
     before, now = dict(flatten(base.to_dict())), dict(flatten(config.to_dict()))
     lines: list[str] = []
@@ -520,8 +519,8 @@ def show_config(config: RunConfig, base: RunConfig, whose: str) -> str:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from prefix_rft_lab.config import ConfigError
-    from prefix_rft_lab.runs import directory_of
+    from prefix_rft_lab.core.config import ConfigError
+    from prefix_rft_lab.runs.run import directory_of
 
     if args.workers < 1:
         raise ConfigError(f"--workers {args.workers} cannot be used; give at least 1")
@@ -557,9 +556,9 @@ def _train(args: argparse.Namespace) -> int:
 
 def _plans(configs: Sequence[RunConfig], flops: float | None, response_tokens: int | None) -> str:
     """What each method would be; its seeds are alike."""
-    from prefix_rft_lab import plan_text, planning
-    from prefix_rft_lab.config import ConfigError
-    from prefix_rft_lab.pool import quiet
+    from prefix_rft_lab.core.config import ConfigError
+    from prefix_rft_lab.experiments.pool import quiet
+    from prefix_rft_lab.tools import plan_text, planning
 
     if flops is not None and not 0 < flops < float("inf"):
         raise ConfigError(f"--flops {flops:g} is no rate; give FLOP/s above 0, e.g. 4e14")
@@ -576,19 +575,19 @@ def _plans(configs: Sequence[RunConfig], flops: float | None, response_tokens: i
 
 def _trained(args: argparse.Namespace, configs: Sequence[RunConfig]) -> list[Run]:
     if len(configs) == 1:
-        from prefix_rft_lab.pool import quiet
-        from prefix_rft_lab.trainer import train
+        from prefix_rft_lab.experiments.pool import quiet
+        from prefix_rft_lab.training.trainer import train
 
         quiet()
         return [train(configs[0], out=args.out, progress=sys.stderr.isatty())]
-    from prefix_rft_lab.pool import train_all
+    from prefix_rft_lab.experiments.pool import train_all
 
     return train_all(configs, out=args.out, workers=args.workers)
 
 
 def results(runs: Sequence[Run]) -> str:
     """A line for each run and split of its final evaluation, 95% intervals over problems."""
-    from prefix_rft_lab.evaluation_run import format_table
+    from prefix_rft_lab.experiments.evaluation_run import format_table
 
     rows = [("method", "seed", "split", "problems", "avg@k", "pass@k", "greedy", "k", "seconds")]
     for run in runs:
@@ -614,8 +613,8 @@ def results(runs: Sequence[Run]) -> str:
 
 def comparison(runs: Sequence[Run], label: Callable[[Run], str] | None = None) -> str:
     """A line for each method (or label) and split, with 95% intervals over seeds and problems."""
-    from prefix_rft_lab import stats
-    from prefix_rft_lab.evaluation_run import format_table
+    from prefix_rft_lab.analysis import stats
+    from prefix_rft_lab.experiments.evaluation_run import format_table
 
     rows = [
         (
@@ -639,10 +638,10 @@ def comparison(runs: Sequence[Run], label: Callable[[Run], str] | None = None) -
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from prefix_rft_lab import sweeps
-    from prefix_rft_lab.config import ConfigError
-    from prefix_rft_lab.evaluation_run import format_table
-    from prefix_rft_lab.pool import PoolError
+    from prefix_rft_lab.core.config import ConfigError
+    from prefix_rft_lab.experiments import sweeps
+    from prefix_rft_lab.experiments.evaluation_run import format_table
+    from prefix_rft_lab.experiments.pool import PoolError
 
     if args.list:
         print(format_table(_kit_sweeps()))
@@ -685,8 +684,8 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _kit_sweeps() -> list[tuple[str, ...]]:
-    from prefix_rft_lab import sweeps
-    from prefix_rft_lab.experiments import PROFILES
+    from prefix_rft_lab.experiments import sweeps
+    from prefix_rft_lab.experiments.profiles import PROFILES
 
     rows = [("sweep", *(f"runs, {profile}" for profile in PROFILES), "question")]
     for name in sweeps.names():
@@ -697,7 +696,7 @@ def _kit_sweeps() -> list[tuple[str, ...]]:
 
 
 def _planned(plan: Plan, out: str) -> list[tuple[str, ...]]:
-    from prefix_rft_lab import sweeps
+    from prefix_rft_lab.experiments import sweeps
 
     failed = sweeps.failures(plan, out)
     rows: list[tuple[str, ...]] = [("arm", *plan.fields, "seed", "directory", "state")]
@@ -711,8 +710,8 @@ def _planned(plan: Plan, out: str) -> list[tuple[str, ...]]:
 
 def _sweep_table(plan: Plan, runs: Sequence[Run]) -> str:
     """The arms compared; of a sweep without a final evaluation their last validations."""
-    from prefix_rft_lab.config import ConfigError
-    from prefix_rft_lab.evaluation_run import format_table
+    from prefix_rft_lab.core.config import ConfigError
+    from prefix_rft_lab.experiments.evaluation_run import format_table
 
     if any(run.summary["splits"] for run in runs):
         try:
@@ -727,8 +726,8 @@ def _sweep_table(plan: Plan, runs: Sequence[Run]) -> str:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from prefix_rft_lab.config import ConfigError, preset
-    from prefix_rft_lab.evaluation_run import config_for, default_split, evaluate_policy, format_summary
+    from prefix_rft_lab.core.config import ConfigError, preset
+    from prefix_rft_lab.experiments.evaluation_run import config_for, default_split, evaluate_policy, format_summary
 
     if args.benchmark:
         return _evaluate_benchmarks(args)
@@ -745,7 +744,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     }
     base = preset(args.preset) if args.preset else None
     config = config_for(args.model, base=base, changes={**changes, **changes_of(args.changes)})
-    from prefix_rft_lab.pool import Status, quiet
+    from prefix_rft_lab.experiments.pool import Status, quiet
 
     quiet()
     split = args.split or default_split(args.model, config)
@@ -768,7 +767,7 @@ def columns_of(pairs: Sequence[str]) -> dict[str, str]:
     Raises:
         ConfigError: a pair without ``=``.
     """
-    from prefix_rft_lab.config import ConfigError
+    from prefix_rft_lab.core.config import ConfigError
 
     found = {}
     for pair in pairs:
@@ -782,10 +781,10 @@ def columns_of(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _evaluate_benchmarks(args: argparse.Namespace) -> int:
-    from prefix_rft_lab.config import ConfigError, preset
-    from prefix_rft_lab.evaluation_run import Evaluation, config_for, evaluate_benchmarks, format_benchmarks
-    from prefix_rft_lab.pool import Status, quiet
-    from prefix_rft_lab.tasks.benchmarks import locate
+    from prefix_rft_lab.core.config import ConfigError, preset
+    from prefix_rft_lab.data.benchmarks import locate
+    from prefix_rft_lab.experiments.evaluation_run import Evaluation, config_for, evaluate_benchmarks, format_benchmarks
+    from prefix_rft_lab.experiments.pool import Status, quiet
 
     if args.problems or args.split:
         raise ConfigError("--benchmark brings its own problems; leave out --problems and --split")
@@ -817,10 +816,10 @@ def _evaluate_benchmarks(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from prefix_rft_lab.config import preset
-    from prefix_rft_lab.pool import Status, quiet
-    from prefix_rft_lab.runs import write_json
-    from prefix_rft_lab.tasks.inspection import format_inspection, inspect
+    from prefix_rft_lab.core.config import preset
+    from prefix_rft_lab.core.files import write_json
+    from prefix_rft_lab.experiments.pool import Status, quiet
+    from prefix_rft_lab.tools.inspection import format_inspection, inspect
 
     changes = {"data.problems": args.source, "data.columns": columns_of(args.columns), "data.max_rows": args.rows}
     if args.test_set:
@@ -828,7 +827,7 @@ def _data(args: argparse.Namespace) -> int:
     config = preset(args.preset).replace(**{**changes, **changes_of(args.changes)})
     tokenizer = None
     if args.model is not None:
-        from prefix_rft_lab.policy import load_tokenizer
+        from prefix_rft_lab.models.policy import load_tokenizer
 
         quiet()
         tokenizer = load_tokenizer(config.replace(**{"model.path": args.model}))
@@ -842,10 +841,10 @@ def _data(args: argparse.Namespace) -> int:
 
 
 def _grading(args: argparse.Namespace) -> int:
-    from prefix_rft_lab.config import ConfigError
-    from prefix_rft_lab.grading import format_gradings, grade
-    from prefix_rft_lab.pool import Status
-    from prefix_rft_lab.runs import write_json
+    from prefix_rft_lab.core.config import ConfigError
+    from prefix_rft_lab.core.files import write_json
+    from prefix_rft_lab.experiments.pool import Status
+    from prefix_rft_lab.tools.grading import format_gradings, grade
 
     if args.limit is not None and args.limit < 1:
         raise ConfigError(f"--limit {args.limit} leaves no row; give at least 1")
@@ -867,8 +866,8 @@ def _grading(args: argparse.Namespace) -> int:
 
 
 def _tokens(args: argparse.Namespace) -> int:
-    from prefix_rft_lab.pool import quiet
-    from prefix_rft_lab.records import format_reading, read_tokens
+    from prefix_rft_lab.experiments.pool import quiet
+    from prefix_rft_lab.tools.reading import format_reading, read_tokens
 
     quiet()
     reading = read_tokens(
@@ -893,7 +892,7 @@ def _tokens(args: argparse.Namespace) -> int:
 
 
 def _reproduce(args: argparse.Namespace) -> int:
-    from prefix_rft_lab.notebooks import reproduce
+    from prefix_rft_lab.reproduce.notebooks import reproduce
 
     reproduce(
         args.profile,
@@ -907,7 +906,7 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 
 def _claims(args: argparse.Namespace) -> int:
-    from prefix_rft_lab import claims
+    from prefix_rft_lab.analysis import claims
 
     chosen = claims.of_sweep(args.sweep) if args.sweep else claims.load()
     if args.list:
@@ -925,7 +924,7 @@ def _claims(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     from prefix_rft_lab import report
-    from prefix_rft_lab.runs import load_all
+    from prefix_rft_lab.runs.run import load_all
 
     runs = load_all(args.folder)
     path = report.write_report(Path(args.folder), runs=runs, title=args.title or f"Runs in {Path(args.folder).name}")
@@ -934,10 +933,10 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _push(args: argparse.Namespace) -> int:
-    from prefix_rft_lab import publishing
-    from prefix_rft_lab.config import ConfigError
-    from prefix_rft_lab.pool import quiet
-    from prefix_rft_lab.runs import load
+    from prefix_rft_lab.core.config import ConfigError
+    from prefix_rft_lab.experiments.pool import quiet
+    from prefix_rft_lab.runs.run import load
+    from prefix_rft_lab.tools import publishing
 
     quiet()
     run = load(args.run)

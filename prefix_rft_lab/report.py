@@ -23,13 +23,16 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
-from prefix_rft_lab import claims, plots, stats
-from prefix_rft_lab.config import ConfigError, flatten, preset
-from prefix_rft_lab.evaluate import INTERVALS
-from prefix_rft_lab.methods import METHODS
+from prefix_rft_lab import plots
+from prefix_rft_lab.algorithm.methods import METHODS
+from prefix_rft_lab.analysis import claims, stats
+from prefix_rft_lab.core.config import ConfigError, flatten, preset
+from prefix_rft_lab.core.errors import RunError
+from prefix_rft_lab.core.files import check_writable, write_json, write_text
+from prefix_rft_lab.experiments.sweeps import TUNED, Plan
 from prefix_rft_lab.plots import RunFigure
-from prefix_rft_lab.runs import Run, RunError, check_writable, directory_of, source_hash, write_json, write_text
-from prefix_rft_lab.sweeps import TUNED, Plan
+from prefix_rft_lab.runs.run import Run, directory_of, source_hash
+from prefix_rft_lab.runs.summary import INTERVALS
 
 QUESTION = (
     "From one base policy, one set of problems and one evaluation: which method of post-training scores highest, and "

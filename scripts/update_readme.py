@@ -136,7 +136,7 @@ def percent(mean: float, low: float, high: float, *, signed: bool = False) -> st
 def stamp(summary: dict) -> str:
     """Whether the runs were made by the code as it is."""
     sys.path.insert(0, str(ROOT))
-    from prefix_rft_lab.runs import source_hash
+    from prefix_rft_lab.runs.run import source_hash
 
     source = summary["source"]
     made = source.get("all", source["runs"])

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from prefix_rft_lab.config import RunConfig, preset
-from prefix_rft_lab.evaluate import summarise
 from prefix_rft_lab.methods import METHODS
-from prefix_rft_lab.runs import FOLLOWED, Run, RunWriter
+from prefix_rft_lab.runs.run import FOLLOWED, Run, RunWriter
+from prefix_rft_lab.runs.summary import summarise
 from prefix_rft_lab.schedules import ratio_window
 
 SMALL: dict[str, Any] = {

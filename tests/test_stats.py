@@ -13,8 +13,8 @@ from run_factory import write_run
 
 from prefix_rft_lab import stats
 from prefix_rft_lab.config import ConfigError
-from prefix_rft_lab.evaluate import pass_at_k
 from prefix_rft_lab.runs import RunError
+from prefix_rft_lab.runs.summary import pass_at_k
 
 
 def test_spread_over_seeds_widens_the_interval():

@@ -20,9 +20,10 @@ from run_factory import write_run
 
 from prefix_rft_lab import cli, sweeps
 from prefix_rft_lab.config import ConfigError
-from prefix_rft_lab.experiments import PROFILES
+from prefix_rft_lab.core.files import write_json
+from prefix_rft_lab.experiments.profiles import PROFILES
 from prefix_rft_lab.methods import METHODS
-from prefix_rft_lab.runs import Run, directory_of, write_json
+from prefix_rft_lab.runs.run import Run, directory_of
 
 ARMS = {"sft": {"method": "sft"}, "rft": {"method": "rft"}}
 SECONDS = 120

@@ -27,10 +27,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from prefix_rft_lab import checkpoint, measure, methods, stats, trainer
 from prefix_rft_lab.checkpoint import Checkpoints, Place
 from prefix_rft_lab.config import ConfigError, preset
-from prefix_rft_lab.experiments import PROFILES
+from prefix_rft_lab.core.errors import RunDivergedError, RunError
+from prefix_rft_lab.core.files import read_lines
+from prefix_rft_lab.experiments.profiles import PROFILES
 from prefix_rft_lab.methods import METHODS
 from prefix_rft_lab.rewards import Verifier, extract_answer
-from prefix_rft_lab.runs import FOLLOWED, Run, RunDivergedError, RunError, RunWriter, directory_of, read_lines
+from prefix_rft_lab.runs.run import FOLLOWED, Run, RunWriter, directory_of
 from prefix_rft_lab.tasks.base_policy import ASSETS
 from prefix_rft_lab.trainer import Trainer
 from prefix_rft_lab.types import KIND_NAMES, TokenKind
@@ -249,7 +251,8 @@ import transformers
 
 from prefix_rft_lab import rng, trainer
 from prefix_rft_lab.config import RunConfig
-from prefix_rft_lab.runs import directory_of, read_lines
+from prefix_rft_lab.core.files import read_lines
+from prefix_rft_lab.runs.run import directory_of
 
 sys.path.insert(0, sys.argv[3])
 from test_trainer import TextVerifier

@@ -17,7 +17,8 @@ from run_factory import write_run
 
 from prefix_rft_lab import writers
 from prefix_rft_lab.config import ConfigError
-from prefix_rft_lab.runs import Run, RunWriter, read_lines
+from prefix_rft_lab.core.files import read_lines
+from prefix_rft_lab.runs.run import Run, RunWriter
 from prefix_rft_lab.trainer import train
 from prefix_rft_lab.writers import Mirror, Mirrors, Writer, recorded, scalars
 

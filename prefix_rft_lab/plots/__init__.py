@@ -56,7 +56,7 @@ from prefix_rft_lab.plots.training import (
     rewards,
     schedule,
 )
-from prefix_rft_lab.runs import Run
+from prefix_rft_lab.runs.run import Run
 
 __all__ = [
     "FIGURES",

@@ -24,10 +24,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from prefix_rft_lab import stats
-from prefix_rft_lab.methods import METHODS
-from prefix_rft_lab.runs import Run, RunError, directory_of, write_bytes, write_text
-from prefix_rft_lab.stats import Label
+from prefix_rft_lab.algorithm.methods import METHODS
+from prefix_rft_lab.analysis import stats
+from prefix_rft_lab.analysis.stats import Label
+from prefix_rft_lab.core.errors import RunError
+from prefix_rft_lab.core.files import write_bytes, write_text
+from prefix_rft_lab.core.versions import __version__
+from prefix_rft_lab.runs.run import Run, directory_of
 
 OKABE_ITO = {
     "black": "#000000",
@@ -186,8 +189,6 @@ def _stable_ids(svg: str) -> str:
 
 def provenance(figure: Figure, runs: Sequence[Run]) -> dict[str, Any]:
     """Which runs, configs, seeds and versions a figure rests on, without any path of this machine."""
-    import prefix_rft_lab
-
     return {
         "caption": getattr(figure, "caption", ""),
         "runs": [
@@ -202,7 +203,7 @@ def provenance(figure: Figure, runs: Sequence[Run]) -> dict[str, Any]:
             for run in sorted(runs, key=run_name)
         ],
         "versions": {
-            "prefix_rft_lab": prefix_rft_lab.__version__,
+            "prefix_rft_lab": __version__,
             "matplotlib": mpl.__version__,
             "numpy": np.__version__,
             "pandas": pd.__version__,

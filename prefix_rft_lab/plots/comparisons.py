@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from prefix_rft_lab import stats
-from prefix_rft_lab.config import ConfigError
+from prefix_rft_lab.analysis import stats
+from prefix_rft_lab.analysis.stats import Label
+from prefix_rft_lab.core.config import ConfigError
 from prefix_rft_lab.plots.base import (
     COLUMN_LABELS,
     GREY,
@@ -24,8 +25,7 @@ from prefix_rft_lab.plots.base import (
     short_label,
     style_of,
 )
-from prefix_rft_lab.runs import Run
-from prefix_rft_lab.stats import Label
+from prefix_rft_lab.runs.run import Run
 
 
 @kit_style
@@ -48,7 +48,7 @@ def forest(
             names in no group come last.
 
     Raises:
-        ConfigError, RunError: as :func:`prefix_rft_lab.stats.deltas`.
+        ConfigError, RunError: as :func:`prefix_rft_lab.analysis.stats.deltas`.
     """
     members = stats.group(runs, label)
     table = stats.deltas(runs, control, split, metric, label=label)
@@ -234,10 +234,10 @@ def score_against_cost(
 
     Args:
         column: as :func:`prefix_rft_lab.plots.learning_curves` takes it.
-        cost: a name of :data:`prefix_rft_lab.stats.COSTS`.
+        cost: a name of :data:`prefix_rft_lab.analysis.stats.COSTS`.
 
     Raises:
-        ConfigError: as :func:`prefix_rft_lab.stats.cost_curve`.
+        ConfigError: as :func:`prefix_rft_lab.analysis.stats.cost_curve`.
     """
     groups = stats.group(runs, label)
     table = stats.cost_curve(runs, column, cost, label=label)

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from prefix_rft_lab import stats
-from prefix_rft_lab.config import ConfigError
+from prefix_rft_lab.analysis import stats
+from prefix_rft_lab.analysis.stats import Label
+from prefix_rft_lab.core.config import ConfigError
 from prefix_rft_lab.plots.base import (
     COLUMN_LABELS,
     OKABE_ITO,
@@ -23,8 +24,7 @@ from prefix_rft_lab.plots.base import (
     seed_counts,
     style_of,
 )
-from prefix_rft_lab.runs import Run
-from prefix_rft_lab.stats import Label
+from prefix_rft_lab.runs.run import Run
 
 # ---------------------------------------------------------------------- final scores
 
@@ -92,7 +92,7 @@ def verdicts(table: pd.DataFrame) -> RunFigure:
     in shares, tokens and nats share an axis. Thick: the plain 95% interval.
 
     Args:
-        table: of :func:`prefix_rft_lab.claims.verdict_table`.
+        table: of :func:`prefix_rft_lab.analysis.claims.verdict_table`.
 
     Raises:
         ConfigError: no claim has been judged.

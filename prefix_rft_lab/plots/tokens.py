@@ -13,9 +13,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from prefix_rft_lab import entropy_analysis as analysis
-from prefix_rft_lab import stats
-from prefix_rft_lab.config import ConfigError
+from prefix_rft_lab.analysis import entropy_analysis as analysis
+from prefix_rft_lab.analysis import stats
+from prefix_rft_lab.core.config import ConfigError
+from prefix_rft_lab.core.errors import RunError
 from prefix_rft_lab.plots.base import (
     GREY,
     KIND_SHADES,
@@ -40,7 +41,7 @@ from prefix_rft_lab.plots.base import (
     style_of,
     visible,
 )
-from prefix_rft_lab.runs import Run, RunError
+from prefix_rft_lab.runs.run import Run
 
 
 def tokens_of(runs: Sequence[Run]) -> pd.DataFrame:

@@ -12,9 +12,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from prefix_rft_lab import rng, schedules, stats
-from prefix_rft_lab.config import ConfigError, RunConfig
-from prefix_rft_lab.entropy_analysis import nll_and_reward
+from prefix_rft_lab.algorithm import schedules
+from prefix_rft_lab.analysis import stats
+from prefix_rft_lab.analysis.entropy_analysis import nll_and_reward
+from prefix_rft_lab.analysis.stats import Label
+from prefix_rft_lab.core import rng
+from prefix_rft_lab.core.config import ConfigError, RunConfig
+from prefix_rft_lab.core.errors import RunError
 from prefix_rft_lab.plots.base import (
     COLUMN_LABELS,
     GREY,
@@ -50,8 +54,7 @@ from prefix_rft_lab.plots.base import (
     style_of,
     table_of,
 )
-from prefix_rft_lab.runs import Run, RunError
-from prefix_rft_lab.stats import Label
+from prefix_rft_lab.runs.run import Run
 
 # ---------------------------------------------------------------------- figures of single configs
 

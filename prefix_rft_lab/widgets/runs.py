@@ -16,11 +16,14 @@ import numpy as np
 import pandas as pd
 import traitlets
 
-from prefix_rft_lab import measure, plots, stats
-from prefix_rft_lab.config import ConfigError, flatten
-from prefix_rft_lab.methods import METHODS
-from prefix_rft_lab.runs import Run, RunError, load_all
-from prefix_rft_lab.types import KIND_NAMES
+from prefix_rft_lab import plots
+from prefix_rft_lab.algorithm.methods import METHODS
+from prefix_rft_lab.analysis import stats
+from prefix_rft_lab.core.config import ConfigError, flatten
+from prefix_rft_lab.core.errors import RunError
+from prefix_rft_lab.core.types import KIND_NAMES
+from prefix_rft_lab.runs.run import Run, load_all
+from prefix_rft_lab.training import measure
 from prefix_rft_lab.widgets.base import Explorer, script, style
 
 _MOST_POINTS = 1000
@@ -50,7 +53,7 @@ class RunExplorer(Explorer):
 
     Args:
         runs_or_folder: runs, finished or not, or a folder that holds some or will.
-        metric: a name of :data:`prefix_rft_lab.measure.METRICS`, or of an evaluation on the validation split:
+        metric: a name of :data:`prefix_rft_lab.training.measure.METRICS`, or of an evaluation on the validation split:
             ``evaluations.avg``, ``evaluations.hard.avg``; a name that only evaluations have needs no prefix.
         refresh: seconds between looks at the files; 0 looks once.
 

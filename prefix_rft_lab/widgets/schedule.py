@@ -7,8 +7,9 @@ from typing import Any, cast, get_args
 
 import traitlets
 
-from prefix_rft_lab import plots, schedules
-from prefix_rft_lab.config import ConfigError, RunConfig, ScheduleKind
+from prefix_rft_lab import plots
+from prefix_rft_lab.algorithm import schedules
+from prefix_rft_lab.core.config import ConfigError, RunConfig, ScheduleKind
 from prefix_rft_lab.widgets.base import Explorer, script, style
 
 FIELDS = (

@@ -17,8 +17,9 @@ from matplotlib.colors import ListedColormap, PowerNorm
 from matplotlib.patches import Rectangle
 
 from prefix_rft_lab import plots
-from prefix_rft_lab.config import ConfigError
-from prefix_rft_lab.runs import Run, RunError
+from prefix_rft_lab.core.config import ConfigError
+from prefix_rft_lab.core.errors import RunError
+from prefix_rft_lab.runs.run import Run
 from prefix_rft_lab.widgets.base import Explorer, script, style
 
 _KINDS = ("prefix", "continuation", "on_policy")

@@ -1,0 +1,483 @@
+"""Every method as a declaration: which rows a problem gets, and what each kind of token contributes to the loss.
+
+A method is a sequence of stages. A stage names a row plan, a loss for each token kind, the kinds that the entropy
+clip acts on, and the section of the config with its optimizer. The trainer knows none of them by name: it sums
+
+    loss = sum over kinds of  sum_t loss_kind(t) / normaliser_kind(window)
+
+where a normaliser is one number known before the first pass over the optimizer window. To add a method, add an
+entry to :data:`METHODS` (``METHODS["mine"] = Method(...)`` works from a notebook too; notebook 02 does so).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from prefix_rft_lab.algorithm import losses, prefixes
+from prefix_rft_lab.algorithm.advantages import ESTIMATORS
+from prefix_rft_lab.core.config import ConfigError, LossConfig, OptimConfig, RunConfig
+from prefix_rft_lab.core.types import EncodedProblem, Row, TokenKind
+
+# ---------------------------------------------------------------------- losses by token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenInputs:
+    """What a token loss sees of the tokens of one kind; all (tokens,)."""
+
+    logp: torch.Tensor  # float32, nats, differentiable
+    entropy: torch.Tensor  # float32, nats, of the distribution that the token was drawn from; differentiable
+    old_logp: torch.Tensor  # float32, nats, of the policy before the step; no gradient
+    advantages: torch.Tensor  # float32, after the entropy clip; no gradient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Sizes of one optimizer window, known before the first pass."""
+
+    rows: int
+    sampled_rows: int
+    """Rows of which the policy wrote at least a part."""
+    tokens: Mapping[TokenKind, int]
+    """Response tokens of each kind."""
+    micro: Window | None = None
+    """Sizes of the micro-batch that a loss is taken in, where ``loss.normalise`` is ``micro_batch``; else None."""
+    micro_batches: int = 1
+    """Micro-batches that the window is cut into."""
+
+    @property
+    def sampled_tokens(self) -> int:
+        return sum(count for kind, count in self.tokens.items() if kind is not TokenKind.PREFIX)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLosses:
+    """Loss of each token, and what the clip did to it; all (tokens,)."""
+
+    loss: torch.Tensor
+    clipped: torch.Tensor  # bool
+
+
+class TokenLoss(Protocol):
+    """The loss of one token kind."""
+
+    @property
+    def needs_advantage(self) -> bool:
+        """Whether a token with advantage 0 has no gradient."""
+        ...
+
+    def tokens(self, inputs: TokenInputs, config: RunConfig) -> TokenLosses: ...
+
+    def normaliser(self, kind: TokenKind, window: Window, config: RunConfig) -> float: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PolicyNormaliser:
+    """What losses weighted by advantages are divided by."""
+
+    over: Literal["rows", "sampled_rows", "sampled_tokens"] = "rows"
+    """``rows``: rows * max_response_tokens (Dr.GRPO, arXiv 2503.20783); ``sampled_rows``: the same without rows that
+    are demonstrations; ``sampled_tokens``: the number of sampled tokens (GRPO's token mean)."""
+
+    def normaliser(self, kind: TokenKind, window: Window, config: RunConfig) -> float:
+        if window.micro is None:
+            return self._size(window, config)
+        # As published: over max_response_tokens and not over rows; micro-batches weigh by their share of the rows.
+        size = config.rollout.max_response_tokens if self.over != "sampled_tokens" else self._size(window.micro, config)
+        return size * window.rows / max(window.micro.rows, 1)
+
+    def _size(self, window: Window, config: RunConfig) -> float:
+        if self.over == "sampled_tokens":
+            return float(max(window.sampled_tokens, 1))
+        rows = window.rows if self.over == "rows" else window.sampled_rows
+        return losses.dr_grpo_normaliser(rows, config.rollout.max_response_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyGradient(_PolicyNormaliser):
+    """PPO's clipped surrogate on the advantages."""
+
+    clip_ratio: bool = True
+    """Whether the ratio limits apply."""
+    needs_advantage: bool = True
+
+    def tokens(self, inputs: TokenInputs, config: RunConfig) -> TokenLosses:
+        unclipped = None if self.clip_ratio else torch.ones_like(inputs.logp, dtype=torch.bool)
+        terms = losses.policy_loss_tokens(
+            inputs.logp,
+            inputs.old_logp,
+            inputs.advantages,
+            clip_low=config.loss.clip_low,
+            clip_high=config.loss.clip_high,
+            dual_clip=config.loss.dual_clip,
+            unclipped=unclipped,
+        )
+        return TokenLosses(loss=terms.loss, clipped=terms.clipped | terms.dual_clipped)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapedDemonstration(_PolicyNormaliser):
+    """LUFFY's loss of demonstration tokens: -A f(p), gradient through f, no old log-prob, no clip (arXiv 2504.14945)."""
+
+    needs_advantage: bool = True
+
+    def tokens(self, inputs: TokenInputs, config: RunConfig) -> TokenLosses:
+        loss = losses.shaped_demonstration_tokens(
+            inputs.logp, inputs.advantages, shape=config.luffy.shape, gamma=config.luffy.gamma
+        )
+        return TokenLosses(loss=loss, clipped=torch.zeros_like(loss, dtype=torch.bool))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NegativeLogLikelihood:
+    """``weight`` times the token-mean of NLL - ``entropy_weight`` * H over the whole optimizer window, never a mean of
+    micro-batch means (arXiv 2604.23747).
+
+    At temperature 1 in a stage that samples nothing; beside samples, all log-probabilities are at rollout.temperature.
+    """
+
+    weight: float = 1.0
+    entropy_weight: float = 0.0
+    """Weight of the entropy (nats) that is taken off the NLL."""
+    needs_advantage: bool = False
+
+    def tokens(self, inputs: TokenInputs, config: RunConfig) -> TokenLosses:
+        loss = losses.nll_tokens(inputs.logp)
+        if self.entropy_weight:
+            loss = loss - self.entropy_weight * inputs.entropy
+        return TokenLosses(loss=self.weight * loss, clipped=torch.zeros_like(loss, dtype=torch.bool))
+
+    def normaliser(self, kind: TokenKind, window: Window, config: RunConfig) -> float:
+        if window.micro is None:
+            return float(max(window.tokens.get(kind, 0), 1))
+        # As published: the mean of the micro-batches' token means.
+        return float(max(window.micro.tokens.get(kind, 0), 1)) * window.micro_batches
+
+
+# ---------------------------------------------------------------------- stages and methods
+
+RowPlan = Callable[[EncodedProblem, int, RunConfig], list[Row]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One phase of training with its own optimizer."""
+
+    name: str
+    """Also keys its random choices: stages of one name, in whatever method, draw the same problems, prefixes and
+    samples as long as their policies are the same."""
+    rows: RowPlan
+    losses: Callable[[RunConfig], Mapping[TokenKind, TokenLoss]]
+    """Token kinds that are missing in it carry no gradient but still count in the Dr.GRPO denominator."""
+    optim: Literal["rl", "sft"]
+    """Section of the config that holds steps, learning rate and batch size."""
+    samples: bool = True
+    """Whether the policy generates anything in this stage (then every row is scored)."""
+    demonstrations: Literal["unused", "used", "required"] = "unused"
+    """``used``: demonstrations take part, in rows or in a second update, where a problem has one; ``required``: only
+    problems with one are drawn."""
+    prefix_schedule: bool = False
+    """Whether prefix ratios are drawn from the window that ``prefix`` describes."""
+    entropy_clip: frozenset[TokenKind] = field(default_factory=frozenset)
+    """Kinds whose lowest-entropy tokens get advantage 0 (``prefix.keep``, ``prefix.keep_fraction``)."""
+    prefix_loss: bool = False
+    """Whether ``losses`` obeys ``prefix.loss``."""
+    advantages: tuple[str, ...] = ()
+    """Estimators that the stage makes sense with, its own first; none named: any that ``loss.advantage`` names."""
+    replay: Replay | None = None
+    """A second update on problems that the rollouts of this stage single out."""
+
+    def ranked(self, config: RunConfig) -> frozenset[TokenKind]:
+        """Kinds that the entropy clip acts on under a config: it takes advantages away, so without one in the loss of a kind
+        there is nothing to take."""
+        losses = self.losses(config)
+        return frozenset(kind for kind in self.entropy_clip if kind in losses and losses[kind].needs_advantage)
+
+    def optimizer_section(self, config: RunConfig) -> OptimConfig:
+        return config.sft if self.optim == "sft" else config.rl
+
+    def estimator(self, config: RunConfig) -> str:
+        """Name of the advantage estimator: ``loss.advantage`` where the stage makes sense with it, else its own."""
+        chosen = config.loss.advantage
+        return chosen if not self.advantages or chosen in self.advantages else self.advantages[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """A buffer of problems beside a stage; whenever it holds a full batch, the newest are popped for one update.
+
+    At most one such update follows each step of the stage; it has an optimizer of its own.
+    """
+
+    stage: Stage
+    """Rows and losses of the update."""
+    enters: Callable[[Sequence[Row]], bool]
+    """Whether the rows of a problem put it into the buffer; a problem stands there once."""
+    batch: Callable[[RunConfig], int]
+    """Problems that one update takes."""
+    section: Callable[[RunConfig], OptimConfig]
+    """Learning rate and all else of its optimizer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A named sequence of stages; each starts from the weights of the one before with a fresh optimizer."""
+
+    title: str
+    stages: tuple[Stage, ...]
+
+    @property
+    def uses_prefixes(self) -> bool:
+        """Whether prefix ratios are drawn from the schedule."""
+        return any(stage.prefix_schedule for stage in self.stages)
+
+
+def _prefix_rft_losses(config: RunConfig) -> dict[TokenKind, TokenLoss]:
+    found: dict[TokenKind, TokenLoss] = {
+        TokenKind.ON_POLICY: PolicyGradient(),
+        TokenKind.CONTINUATION: PolicyGradient(),
+    }
+    if config.prefix.loss == "advantage":
+        found[TokenKind.PREFIX] = PolicyGradient(clip_ratio=config.prefix.clip_ratio)
+    elif config.prefix.loss == "static":
+        found[TokenKind.PREFIX] = NegativeLogLikelihood(weight=config.prefix.static_weight)
+    return found
+
+
+def _relift_section(config: RunConfig) -> OptimConfig:
+    lr = config.rl.lr if config.relift.lr is None else config.relift.lr
+    return config.rl.model_copy(update={"lr": lr, "warmup_fraction": 0.0, "decay": "constant"})
+
+
+SFT = Stage(
+    name="sft",
+    rows=prefixes.demonstration_rows,
+    losses=lambda config: {TokenKind.PREFIX: NegativeLogLikelihood()},
+    optim="sft",
+    samples=False,
+    demonstrations="required",
+)
+RFT = Stage(
+    name="rft",
+    rows=prefixes.plain_rows,
+    losses=lambda config: {TokenKind.ON_POLICY: PolicyGradient()},
+    optim="rl",
+)
+RFT_CLIP = Stage(
+    name="rft_clip",
+    rows=prefixes.plain_rows,
+    losses=lambda config: {TokenKind.ON_POLICY: PolicyGradient()},
+    entropy_clip=frozenset({TokenKind.ON_POLICY}),
+    optim="rl",
+)
+PREFIX_RFT = Stage(
+    name="prefix_rft",
+    rows=prefixes.hybrid_rows,
+    losses=_prefix_rft_losses,
+    prefix_loss=True,
+    entropy_clip=frozenset({TokenKind.PREFIX}),
+    demonstrations="used",
+    prefix_schedule=True,
+    optim="rl",
+)
+DR_PO = Stage(
+    name="dr_po",
+    rows=prefixes.shared_prefix_rows,
+    losses=lambda config: {TokenKind.ON_POLICY: PolicyGradient(), TokenKind.CONTINUATION: PolicyGradient()},
+    demonstrations="used",
+    prefix_schedule=True,
+    optim="rl",
+)
+RL_SFT_LOSS = Stage(
+    name="rl_sft_loss",
+    rows=prefixes.plain_and_demonstration_rows,
+    losses=lambda config: {
+        TokenKind.ON_POLICY: PolicyGradient(over="sampled_rows"),
+        TokenKind.PREFIX: NegativeLogLikelihood(weight=config.rl_sft_loss.weight),
+    },
+    demonstrations="used",
+    advantages=("plain_baseline",),
+    optim="rl",
+)
+LUFFY = Stage(
+    name="luffy",
+    rows=prefixes.plain_and_demonstration_rows,
+    losses=lambda config: {
+        TokenKind.ON_POLICY: PolicyGradient(clip_ratio=False),
+        TokenKind.PREFIX: ShapedDemonstration(),
+    },
+    demonstrations="used",
+    advantages=("dr_grpo", "grpo", "plain_baseline"),
+    optim="rl",
+)
+RELIFT = Stage(
+    name="relift",
+    rows=prefixes.plain_rows,
+    losses=lambda config: {TokenKind.ON_POLICY: PolicyGradient()},
+    demonstrations="used",
+    optim="rl",
+    replay=Replay(
+        stage=Stage(
+            name="relift_sft",
+            rows=prefixes.demonstration_rows,
+            losses=lambda config: {
+                TokenKind.PREFIX: NegativeLogLikelihood(entropy_weight=config.relift.entropy_weight)
+            },
+            optim="rl",
+            samples=False,
+            demonstrations="required",
+        ),
+        enters=lambda rows: max(row.score for row in rows) == 0,
+        batch=lambda config: config.relift.batch_problems or config.rollout.problems_per_step,
+        section=_relift_section,
+    ),
+)
+UFT = Stage(
+    name="uft",
+    rows=prefixes.hint_rows,
+    losses=lambda config: {
+        TokenKind.ON_POLICY: PolicyGradient(over="sampled_tokens"),
+        TokenKind.CONTINUATION: PolicyGradient(over="sampled_tokens"),
+        TokenKind.PREFIX: NegativeLogLikelihood(weight=config.uft.nll_weight),
+    },
+    demonstrations="used",
+    advantages=("grpo",),
+    optim="rl",
+)
+
+METHODS: dict[str, Method] = {
+    "base": Method(title="Base policy", stages=()),
+    "sft": Method(title="SFT", stages=(SFT,)),
+    "rft": Method(title="RFT (Dr.GRPO)", stages=(RFT,)),
+    "sft_then_rft": Method(title="SFT→RFT", stages=(SFT, RFT)),
+    "prefix_rft": Method(title="Prefix-RFT", stages=(PREFIX_RFT,)),
+    "rl_sft_loss": Method(title="RL with SFT loss", stages=(RL_SFT_LOSS,)),
+    "luffy": Method(title="LUFFY", stages=(LUFFY,)),
+    "relift": Method(title="ReLIFT", stages=(RELIFT,)),
+    "uft": Method(title="UFT", stages=(UFT,)),
+    "dr_po": Method(title="DR-PO style", stages=(DR_PO,)),
+    "rft_clip": Method(title="RFT + on-policy clip", stages=(RFT_CLIP,)),
+}
+"""Name (``config.method``) -> method. The paper's two other ablations, static and frozen prefixes, are ``prefix_rft``
+with ``prefix.loss``."""
+BUILT_IN = dict(METHODS)
+"""The methods that the kit itself declares."""
+
+
+def get(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        ConfigError: an unknown name; the message lists the known ones.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"method = {name!r} is not known; use one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def check(config: RunConfig) -> Method:
+    """The method of a config, once its settings make sense for it.
+
+    Raises:
+        ConfigError: an unknown method, or a setting that the method cannot obey.
+    """
+    method = get(config.method)
+    for stage in method.stages:
+        _check_stage(stage, config)
+    if config.prefix.loss != "advantage" and not any(stage.prefix_loss for stage in method.stages):
+        raise ConfigError(
+            f"prefix.loss = {config.prefix.loss!r} has no meaning for method {config.method!r}, which does not train "
+            "prefixes by it; leave it at 'advantage' or use method 'prefix_rft'"
+        )
+    return method
+
+
+def _check_stage(stage: Stage, config: RunConfig) -> None:
+    rollout, name = config.rollout, f"method {config.method!r}"
+    if not stage.samples:
+        return
+    for known in stage.advantages:
+        if known not in ESTIMATORS:
+            raise ConfigError(f"advantages of stage {stage.name!r} name {known!r}; use some of {', '.join(ESTIMATORS)}")
+    default = LossConfig().advantage
+    if stage.estimator(config) != config.loss.advantage != default:
+        raise ConfigError(
+            f"loss.advantage = {config.loss.advantage!r} has no meaning for {name}, which is defined with "
+            f"{' or '.join(map(repr, stage.advantages))}; leave it at {default!r}"
+        )
+    if config.loss.updates_per_rollout > rollout.problems_per_step:
+        raise ConfigError(
+            f"loss.updates_per_rollout = {config.loss.updates_per_rollout} is more than rollout.problems_per_step = "
+            f"{rollout.problems_per_step}, and the rows of a problem stay together; lower it"
+        )
+    rows = rollout.rows_per_problem
+    # Rows that the baseline is a mean of: one alone has none.
+    counts: dict[RowPlan, int] = {
+        prefixes.plain_rows: rows,
+        prefixes.hybrid_rows: rows - rollout.hybrid_rows,
+        prefixes.plain_and_demonstration_rows: rows - 1,
+        prefixes.shared_prefix_rows: 0,
+        prefixes.hint_rows: 0,
+    }
+    plain = counts.get(stage.rows, rows)
+    baseline = plain if stage.estimator(config) == "plain_baseline" else rows
+    if baseline < 2:
+        raise ConfigError(
+            f"rollout.rows_per_problem = {rows} leaves {name} {max(baseline, 0)} rows for the baseline of "
+            f"{stage.estimator(config)!r}; use more rows, so that there are at least 2"
+        )
+    if stage.rows is prefixes.hybrid_rows and rollout.hybrid_rows == 0:
+        raise ConfigError(f"rollout.hybrid_rows = 0 leaves {name} without prefixes; use at least 1, or method 'rft'")
+    if stage.prefix_schedule and config.prefix.high == 0:
+        raise ConfigError(f"prefix.high = 0 leaves {name} without prefixes; raise it, or use method 'rft'")
+    for field_name in ("delay_steps", "warmup_ratio") if stage.prefix_schedule else ():
+        value = getattr(config.prefix, field_name)
+        if value and config.prefix.schedule in ("uniform", "constant"):
+            raise ConfigError(
+                f"prefix.{field_name} = {value} has no meaning with prefix.schedule = {config.prefix.schedule!r}, which "
+                "does not move; leave it at 0, or use cosine or linear"
+            )
+    if stage.rows is prefixes.hint_rows and config.uft.hint_steps == 0:
+        raise ConfigError(f"uft.hint_steps = 0 leaves {name} without hints; raise it, or use method 'rft'")
+
+
+def declaration(name: str, config: RunConfig) -> str:
+    """Twelve hex digits that name what a method of one's own declares; empty for a method of the kit.
+
+    A run is found by its config, which holds the method's name only: declared again under that name, it is another.
+    """
+    method = get(name)
+    if BUILT_IN.get(name) is method:
+        return ""
+    digest = hashlib.sha256()
+
+    def add(value: object) -> None:
+        if isinstance(value, types.CodeType):
+            digest.update(value.co_code + repr(value.co_names).encode())
+            for constant in value.co_consts:
+                add(constant)
+        elif isinstance(value, types.FunctionType):
+            add(value.__code__)
+        elif isinstance(value, type):
+            for _, member in sorted(vars(value).items()):
+                if isinstance(member, types.FunctionType):
+                    add(member)
+        else:
+            digest.update(repr(value).encode())
+
+    for stage in method.stages:
+        for one in (stage, stage.replay.stage) if stage.replay else (stage,):
+            settings = [one.name, one.optim, one.samples, one.demonstrations, one.advantages, sorted(one.entropy_clip)]
+            for part in (settings, one.rows, one.losses):
+                add(part)
+            for kind, loss in sorted(one.losses(config).items()):
+                add((kind, repr(loss) if is_dataclass(loss) else vars(loss)))
+                for base in type(loss).__mro__[:-1]:
+                    add(base)
+    return digest.hexdigest()[:12]

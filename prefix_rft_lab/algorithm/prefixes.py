@@ -1,0 +1,129 @@
+"""From a problem to the rows of its group: which start from the bare prompt and which from a piece of a demonstration.
+
+A row plan is a function ``(problem, step, config) -> rows``; methods name one (:mod:`prefix_rft_lab.algorithm.methods`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from prefix_rft_lab.algorithm import schedules
+from prefix_rft_lab.core import rng
+from prefix_rft_lab.core.config import RunConfig
+from prefix_rft_lab.core.types import Demonstration, EncodedProblem, Row
+
+
+def plain_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
+    """N rows from the bare prompt."""
+    return [Row(problem=problem, row=i) for i in range(config.rollout.rows_per_problem)]
+
+
+def hybrid_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
+    """N rows, of which the last ``rollout.hybrid_rows`` start with a prefix of a demonstration.
+
+    Each ``rollout.rows_per_prefix`` of them share one prefix, whose ratio (and demonstration, where there are several)
+    is drawn anew at every step. Without a demonstration, or where the drawn length is 0 tokens, a row is a plain one.
+    """
+    rows = plain_rows(problem, step, config)
+    hybrid = rows[len(rows) - config.rollout.hybrid_rows :]
+    for number, start in enumerate(range(0, len(hybrid), config.rollout.rows_per_prefix)):
+        _give_prefix(hybrid[start : start + config.rollout.rows_per_prefix], number, step, config)
+    return rows
+
+
+def shared_prefix_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
+    """N rows that all continue one prefix (the rows of DR-PO); plain rows without a demonstration."""
+    rows = plain_rows(problem, step, config)
+    _give_prefix(rows, 0, step, config)
+    return rows
+
+
+def _give_prefix(rows: list[Row], number: int, step: int, config: RunConfig) -> None:
+    """Let rows of one problem start with one prefix; its key is that of the first of them."""
+    problem = rows[0].problem
+    if not problem.demonstrations:
+        return
+    draws = rng.generator(config.seed, "prefix_ratio", step, *problem.key, rows[0].row)
+    ratio = schedules.sample_ratio(schedules.of_run(config), step, draws)
+    # Without its end token: counted in, a ratio below 1 could give the whole answer away.
+    demonstration = demonstration_at(problem, step, config, number).ids[:-1]
+    length = schedules.prefix_length(ratio, len(demonstration), config.prefix.min_tokens)
+    for row in rows:
+        row.prefix_ids, row.prefix_ratio, row.prefix_number = demonstration[:length], ratio, number
+
+
+def hint_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
+    """N rows that all continue one hint: the first solution steps of a demonstration (UFT, arXiv 2505.16984).
+
+    The S steps are cut into K = min(``uft.parts``, S) parts; of them the first Binomial(K, p_t) are shown, where p_t falls
+    from ``uft.high`` to ``uft.low`` on a half cosine over T_hint steps; after that, and without steps, rows are plain.
+    The line with the answer is no step, so the answer is always left to the policy. Published code counts training
+    steps from 1, and so does p_t here. A hint is context to the loss, but it takes its length off
+    ``rollout.max_response_tokens`` like a prefix does: all methods have one budget for a solution.
+    """
+    rows = plain_rows(problem, step, config)
+    hint_steps = schedules.hint_steps(config)
+    if not problem.demonstrations or step + 1 > hint_steps:
+        return rows
+    demonstration = demonstration_at(problem, step, config)
+    ends = demonstration.step_ends
+    parts = min(config.uft.parts, len(ends))
+    if parts == 0:
+        return rows
+    probability = schedules.cosine(step + 1, init=config.uft.high, target=config.uft.low, n_steps=hint_steps)
+    shown = int(rng.generator(config.seed, "hint", step, *problem.key).binomial(parts, probability))
+    steps = round(shown / parts * len(ends))
+    length = ends[steps - 1] if steps else 0
+    for row in rows:
+        row.prefix_ids, row.prefix_ratio = demonstration.ids[:length], length / (len(demonstration.ids) - 1)
+    return rows
+
+
+def demonstration_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
+    """One row: a whole demonstration with its end token; nothing is sampled."""
+    if not problem.demonstrations:
+        return []
+    ids = demonstration_at(problem, step, config).ids
+    return [Row(problem=problem, row=0, prefix_ids=ids, prefix_ratio=1.0, is_demonstration=True)]
+
+
+def plain_and_demonstration_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
+    """N rows: N - 1 from the bare prompt and a whole demonstration; N from the bare prompt without a demonstration."""
+    rows = plain_rows(problem, step, config)
+    for demonstration in demonstration_rows(problem, step, config):
+        demonstration.row = rows[-1].row
+        rows[-1] = demonstration
+    return rows
+
+
+def demonstration_at(problem: EncodedProblem, step: int, config: RunConfig, number: int = 0) -> Demonstration:
+    """The demonstration that prefix ``number`` of a problem is cut from at a step.
+
+    Where there are several, a keyed order of them is drawn at every step and prefixes take them in turn, so that two
+    prefixes of one problem come from different demonstrations as long as these last.
+    """
+    count = len(problem.demonstrations)
+    if count == 1:
+        return problem.demonstrations[0]
+    order = rng.generator(config.seed, "demonstration", step, *problem.key).permutation(count)
+    return problem.demonstrations[order[number % count]]
+
+
+def batch_at(pool: Sequence[EncodedProblem], step: int, size: int, seed: int, purpose: str) -> list[EncodedProblem]:
+    """The problems of one step: a new keyed order every epoch, epochs joined without a gap.
+
+    A function of the step alone, so a resumed run has no cursor to lose. A pool smaller than ``size`` comes round
+    more than once within a step; ``visit`` tells its groups apart.
+    """
+    chosen: list[EncodedProblem] = []
+    visits: Counter[int] = Counter()
+    for position in range(step * size, (step + 1) * size):
+        epoch, place = divmod(position, len(pool))
+        if not chosen or place == 0:
+            order = rng.generator(seed, purpose, epoch).permutation(len(pool))
+        problem = pool[order[place]]
+        chosen.append(replace(problem, visit=visits[problem.index]) if visits[problem.index] else problem)
+        visits[problem.index] += 1
+    return chosen

@@ -1,0 +1,494 @@
+"""What the paper says, sentence by sentence, as tests on finished runs.
+
+``assets/claims.yaml`` holds the claims: what is compared with what (arms of the kit's sweeps), by which measure, in which
+direction, and the smallest effect that matters. They were written before the runs that judge them.
+
+**Estimate.** The effect is a difference of means in the claimed direction (or a value, where nothing is compared). Its
+variance has one part for the seeds of each trained side, s² / n over the means of its runs, and one for the problems, the
+variance of the paired difference over P problems / P (:func:`prefix_rft_lab.runs.summary.estimate`). Its interval is Student's t
+with Satterthwaite's degrees of freedom: with a handful of seeds a bootstrap over them is too narrow, the more so at the
+levels needed here.
+
+**Correction.** Bonferroni over all claims of the file, whether or not their runs exist: each interval has level
+1 - 0.05 / (number of claims), so that all intervals together cover with at least 95%, and a verdict is the same wherever it
+is printed and whatever else was looked at. The plain 95% interval, and the verdict that it alone would give, stand beside
+it (``alone``).
+
+**Verdict**, from the corrected interval [low, high]:
+
+    test             supported                          contradicted
+    higher, lower    low > 0 and effect >= smallest     high < smallest: the effect that matters is excluded
+    no_worse         low > -smallest                    high < -smallest
+    within           [low, high] inside range           [low, high] outside range
+
+and *undecided* in every other case, and wherever a trained side has one seed; *missing* if there is nothing to judge, with
+the command that makes the runs. A diverged run counts with what it scored. Claims are never judged on runs that the plan
+does not hold.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from prefix_rft_lab.core.config import ConfigError, Section, read_yaml, validation_sentence
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from prefix_rft_lab.experiments.sweeps import Plan
+    from prefix_rft_lab.runs.run import Run
+
+FILE = Path(__file__).resolve().parents[1] / "assets" / "claims.yaml"
+"""The claims of the kit."""
+
+FINAL = ("avg", "pass", "greedy", "tokens")
+"""Measures of the final evaluation: a number a problem and seed."""
+
+_SIDE = r"^[\w.-]+ / \S.*$"
+
+Outcome = Literal["supported", "contradicted", "undecided", "missing"]
+
+
+class Claim(Section):
+    """A sentence of a paper and how it is tested."""
+
+    id: str = Field(pattern=r"^[a-z0-9_]+$")
+    """Short name, unique in its file."""
+    claim: str = Field(min_length=1)
+    """The sentence."""
+    source: str = Field(min_length=1)
+    """Who says it, and where."""
+    paper: str = Field(min_length=1)
+    """The figure given there, as text."""
+    test: Literal["higher", "lower", "no_worse", "within"]
+    """What is tested of ``of`` (against ``than``, if given): higher or lower by ``smallest``, lower by less than
+    ``smallest``, or within ``range``."""
+    of: str = Field(pattern=_SIDE)
+    """``<sweep> / <arm>``, the arm as the plan of the sweep labels its groups."""
+    than: str | None = Field(None, pattern=_SIDE)
+    """What it is compared with; nothing for a claim on a value."""
+    measure: str = Field(pattern=r"^(avg|pass|greedy|tokens|(metrics|evaluations)\.[\w.]+)$")
+    """``avg``, ``pass``, ``greedy`` or ``tokens`` of the evaluation ``split``; or a column of the ``metrics`` or
+    ``evaluations`` of a run, as ``metrics.prefix_share``."""
+    split: str = Field("test", min_length=1)
+    """Evaluation of the finished run; ``many`` is the one with many samples."""
+    at: Literal["mean", "last", "decline"] | None = None
+    """What of a column makes a run's number: its mean over training, its last value, or the mean of its first tenth minus
+    that of its last tenth."""
+    per: str | None = Field(None, pattern=r"^(metrics|evaluations)\.[\w.]+$")
+    """Column that the measure is divided by, each read as ``at`` says."""
+    smallest: float | None = Field(None, gt=0)
+    """The smallest difference that matters, in units of the measure."""
+    range: tuple[float, float] | None = None
+    """Lowest and highest value of ``within``."""
+    reading: str = ""
+    """How the sentence was turned into this test, where that is not plain."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.test == "within") != (self.range is not None):
+            raise ValueError(
+                f"range = {self.range} does not fit test = {self.test!r}; give it for 'within' and only there"
+            )
+        if self.range is not None and self.range[0] >= self.range[1]:
+            raise ValueError(f"range = {self.range} is empty; give the lower end first")
+        if (self.test == "within") != (self.smallest is None):
+            raise ValueError(
+                f"smallest = {self.smallest} does not fit test = {self.test!r}; 'within' takes range instead"
+            )
+        if self.test == "no_worse" and self.than is None:
+            raise ValueError("than is missing; test = 'no_worse' compares with something")
+        if (self.measure in FINAL) != (self.at is None):
+            raise ValueError(
+                f"at = {self.at!r} does not fit measure = {self.measure!r}; columns of metrics and evaluations need it, "
+                "final scores don't"
+            )
+        if self.per is not None and self.measure in FINAL:
+            raise ValueError(f"per = {self.per!r} does not fit measure = {self.measure!r}; it divides recorded columns")
+        return self
+
+    @property
+    def sides(self) -> list[tuple[str, str]]:
+        """(sweep, arm) of what is compared."""
+        return [(sweep, arm) for side in (self.of, self.than) if side for sweep, _, arm in [side.partition(" / ")]]
+
+
+def load(path: str | Path | None = None) -> list[Claim]:
+    """The claims of a YAML file, by default those of the kit.
+
+    Raises:
+        ConfigError: no such file, or a claim that cannot be used; the sentence names the claim, the field and the remedy.
+    """
+    path = FILE if path is None else path
+    entries = read_yaml(path, "claims")
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError(f"claims = {str(path)!r} holds no list of claims; write '- id: ...' and so on")
+    claims: list[Claim] = []
+    for number, entry in enumerate(entries, start=1):
+        where = f"claim {entry.get('id', number)!r}"
+        try:
+            claim = Claim.model_validate(entry)
+        except ValidationError as error:
+            raise ConfigError(f"{where}: {validation_sentence(Claim, error, 'claim')}") from None
+        if claim.id in {other.id for other in claims}:
+            raise ConfigError(f"{where}: id = {claim.id!r} comes twice; give each claim a name of its own")
+        claims.append(claim)
+    return claims
+
+
+def of_sweep(sweep: str, claims: Sequence[Claim] | None = None) -> list[Claim]:
+    """The claims that compare arms of a sweep, by default of the kit's.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    chosen = [claim for claim in (load() if claims is None else claims) if sweep in dict(claim.sides)]
+    if not chosen:
+        raise ConfigError(f"sweep = {sweep!r} is in no claim; see prefix-rft claims --list")
+    return chosen
+
+
+# ---------------------------------------------------------------------- verdicts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What the runs say of a claim; effects are in its direction (positive: as claimed)."""
+
+    claim: Claim
+    verdict: Outcome
+    effect: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
+    """Interval corrected for all claims."""
+    alone_low: float = float("nan")
+    alone_high: float = float("nan")
+    """Plain 95% interval."""
+    alone: Outcome = "missing"
+    """The verdict by the plain interval: what it would be, were this the only claim."""
+    seeds: str = ""
+    """Runs of each side, e.g. ``5 v 5``."""
+    problems: int = 0
+    """Problems of the evaluation; 0 for recorded columns."""
+    notes: tuple[str, ...] = ()
+    """What to know before quoting it: missing seeds, diverged runs, several versions of the code."""
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words."""
+        if self.verdict == "missing":
+            return f"{self.claim.claim[:-1]}: missing. {' '.join(self.notes)}"
+        counted = f"{self.seeds} seeds" + (f", {self.problems} problems" if self.problems else "")
+        return " ".join(
+            [
+                f"{self.claim.claim[:-1]}: {self.verdict}. {_asked(self.claim)}, here {_shown(self)} ({counted}).",
+                *self.notes,
+            ]
+        )
+
+
+def decide(claim: Claim, effect: float, low: float, high: float) -> Outcome:
+    """The verdict of an effect and its interval; see the rule in the module's docstring. NaN is undecided."""
+    if not (low <= effect <= high):
+        return "undecided"
+    if claim.range is not None:
+        lowest, highest = claim.range
+        if low >= lowest - _EPS and high <= highest + _EPS:
+            return "supported"
+        return "contradicted" if high < lowest - _EPS or low > highest + _EPS else "undecided"
+    assert claim.smallest is not None
+    if claim.test == "no_worse":
+        if low > -claim.smallest + _EPS:
+            return "supported"
+        return "contradicted" if high < -claim.smallest - _EPS else "undecided"
+    if low > _EPS and effect >= claim.smallest - _EPS:
+        return "supported"
+    return "contradicted" if high < claim.smallest - _EPS else "undecided"
+
+
+_EPS = 1e-12
+"""Shares of small counts are not exact in binary: 0.02 and 0.04 - 0.02 are one number."""
+
+Results = Mapping[str, "tuple[Plan, Sequence[Run]]"]
+"""Name of a sweep -> what was planned and the runs there are; one run may be of several sweeps."""
+
+
+def judge(claims: Sequence[Claim], results: Results, *, tested: int | None = None) -> list[Verdict]:
+    """A verdict on each claim.
+
+    Args:
+        results: a sweep that is not in it is planned for the profile of the others, and judged by their runs as far as
+            they are its own too (sweeps share runs).
+        tested: claims that intervals are corrected for; those of the kit's file if not given.
+
+    Raises:
+        ConfigError: results of several profiles, or one run in two folders.
+    """
+    found = _pool(results)
+    plans = {name: plan for name, (plan, _) in results.items()}
+    profiles = {plan.profile for plan in plans.values()}
+    if len(profiles) > 1:
+        raise ConfigError(
+            f"profile = {' and '.join(map(str, profiles))} among the results; judge one profile at a time"
+        )
+    count = len(load()) if tested is None else tested
+    return [_verdict(claim, plans, next(iter(profiles), "full"), found, count) for claim in claims]
+
+
+def results(folder: str | Path, profile: str) -> dict[str, tuple[Plan, list[Run]]]:
+    """The sweeps that the kit's claims speak of, planned for a profile, with their finished runs below a folder.
+
+    Raises:
+        ConfigError: an unknown profile, or no finished run.
+    """
+    from prefix_rft_lab.experiments import sweeps
+    from prefix_rft_lab.runs.run import load_all
+
+    plans = {name: sweeps.plan(name, profile) for name in dict.fromkeys(s for c in load() for s, _ in c.sides)}
+    own = {(run.config.hash(), run.seed): run for run in load_all(folder)}
+    return {
+        name: (plan, [own[key] for key in ((c.hash(), c.seed) for c in plan.configs) if key in own])
+        for name, plan in plans.items()
+    }
+
+
+def _pool(results: Results) -> dict[tuple[str, int], Run]:
+    """Every finished run once, by (config hash, seed), whichever sweeps it came with."""
+    found: dict[tuple[str, int], Run] = {}
+    for _, runs in results.values():
+        for run in runs:
+            other = found.setdefault((run.config.hash(), run.seed), run)
+            if other.path.resolve() != run.path.resolve():
+                raise ConfigError(
+                    f"run = {run.path.name!r} comes from two folders ({str(other.path.parent)!r} and "
+                    f"{str(run.path.parent)!r}); give the runs of one"
+                )
+    return {key: run for key, run in found.items() if run.done}
+
+
+class _Missing(Exception):
+    """A claim that cannot be judged, and why, as a sentence."""
+
+
+def _verdict(
+    claim: Claim, plans: dict[str, Plan], profile: str | None, found: Mapping[tuple[str, int], Run], tested: int
+) -> Verdict:
+    from prefix_rft_lab.runs import summary
+
+    try:
+        sides = [_runs_of(sweep, arm, plans, profile, found) for sweep, arm in claim.sides]
+        used, notes = [runs for runs, _ in sides], [note for _, notes in sides for note in notes]
+        used, tables, more = _measured(claim, used)
+    except _Missing as reason:
+        return Verdict(claim=claim, verdict="missing", notes=(str(reason),))
+    signed = [-table for table in tables] if claim.test == "lower" else tables
+    estimate = summary.estimate(*signed, bounds=_bounds(claim))
+    low, high = estimate.interval(1 - 0.05 / tested)
+    alone_low, alone_high = estimate.interval()
+    few = any(len(runs) == 1 and runs[0].method != "base" for runs in used)
+    everyone = [run for runs in used for run in runs]
+    if few:
+        notes.append("A trained side has one seed, which says nothing of others: not decided.")
+    notes += more + _cautions(everyone)
+    return Verdict(
+        claim=claim,
+        verdict="undecided" if few else decide(claim, estimate.mean, low, high),
+        effect=estimate.mean,
+        low=low,
+        high=high,
+        alone_low=alone_low,
+        alone_high=alone_high,
+        alone="undecided" if few else decide(claim, estimate.mean, alone_low, alone_high),
+        seeds=" v ".join(str(len(runs)) for runs in used),
+        problems=tables[0].shape[1] if claim.measure in FINAL else 0,
+        notes=tuple(notes),
+    )
+
+
+def _runs_of(
+    sweep: str, arm: str, plans: dict[str, Plan], profile: str | None, found: Mapping[tuple[str, int], Run]
+) -> tuple[list[Run], list[str]]:
+    """The finished runs that the plan of a sweep has for an arm, seeds ascending, and what is short."""
+    from prefix_rft_lab.experiments import sweeps
+
+    if sweep not in plans:
+        plans[sweep] = sweeps.plan(sweep, profile)
+    # Where `prefix-rft claims` and `prefix-rft reproduce` look for runs.
+    size = f" --profile {profile} --out reproduction/{profile}/runs" if profile else ""
+    planned = [run.config for run in plans[sweep].runs if run.label == arm]
+    if not planned:
+        raise _Missing(f"The profile {profile} of sweep {sweep!r} has no arm {arm!r}; judge the profile full.")
+    runs = [found[key] for key in sorted((c.hash(), c.seed) for c in planned) if key in found]
+    if not runs:
+        raise _Missing(f"No finished run of {arm!r}; make them by prefix-rft sweep {sweep}{size}.")
+    if len(runs) == len(planned):
+        return runs, []
+    return runs, [
+        f"{len(runs)} of {len(planned)} planned runs of {arm!r} are finished (prefix-rft sweep {sweep}{size})."
+    ]
+
+
+def _measured(claim: Claim, sides: list[list[Run]]) -> tuple[list[list[Run]], list[np.ndarray], list[str]]:
+    """The runs that have the measure, their (seeds, problems) tables, and what was left out."""
+    from prefix_rft_lab.analysis import stats
+    from prefix_rft_lab.core.errors import RunError
+
+    notes = []
+    if claim.measure in FINAL:
+        path = f"evaluation/{claim.split}.parquet"
+        have = [[run for run in runs if (run.path / path).is_file()] for runs in sides]
+        for side, runs in zip(sides, have, strict=True):
+            if not runs:
+                how = "; draw them by evaluation_run.sample_many" if claim.split == "many" else ""
+                raise _Missing(f"No run of {side[0].title} has an evaluation of {claim.split!r}{how}.")
+            if len(runs) < len(side):
+                notes.append(
+                    f"{len(runs)} of {len(side)} runs of {side[0].title} have an evaluation of {claim.split!r}."
+                )
+        name = {run.path: str(number) for number, runs in enumerate(have) for run in runs}
+        try:
+            scores = stats.scores(list(itertools.chain(*have)), claim.split, label=lambda run: name[run.path])
+        except (ConfigError, RunError) as error:
+            raise _Missing(f"Not evaluated alike: {error}.") from None
+        # A diverged run has no lengths.
+        tables = [stats.matrix(scores, str(number), claim.measure) for number in range(len(have))]
+        for number, (runs, table) in enumerate(zip(have, tables, strict=True)):
+            if not len(table):
+                raise _Missing(f"{claim.measure!r} was not measured in any run of {runs[0].title}.")
+            if len(table) < len(runs):
+                notes.append(f"{len(table)} of {len(runs)} runs of {runs[0].title} have a value of {claim.measure!r}.")
+                have[number] = [run for run in runs if not run.diverged]
+        return have, tables, notes
+    have, tables = [], []
+    for runs in sides:
+        values = {run.path: _number(claim, run) for run in runs}
+        having = [run for run in runs if values[run.path] == values[run.path]]
+        if not having:
+            raise _Missing(f"No run of {runs[0].title} has recorded {claim.measure!r}.")
+        if len(having) < len(runs):
+            notes.append(f"{len(having)} of {len(runs)} runs of {runs[0].title} have recorded {claim.measure!r}.")
+        have.append(having)
+        tables.append(_column([values[run.path] for run in having]))
+    return have, tables, notes
+
+
+def _column(values: Sequence[float]) -> np.ndarray:
+    import numpy as np
+
+    return np.asarray(values, dtype=float)[:, None]
+
+
+def _number(claim: Claim, run: Run) -> float:
+    """What a claim measures of one run's records; NaN where they are missing."""
+    value = _reading(run, claim.measure, claim.at)
+    if claim.per is None:
+        return value
+    below = _reading(run, claim.per, claim.at)
+    return value / below if below > 0 else float("nan")
+
+
+def _reading(run: Run, column: str, at: str | None) -> float:
+    from prefix_rft_lab.analysis import stats
+
+    source, _, name = column.partition(".")
+    frame = stats.seed_curves([run], name, "metrics" if source == "metrics" else "evaluations")
+    if frame.empty:
+        return float("nan")
+    values = frame.iloc[:, 0].to_numpy(float)
+    if at == "mean":
+        return float(values.mean())
+    if at == "last":
+        return float(values[-1])
+    tenth = max(1, len(values) // 10)
+    return float(values[:tenth].mean() - values[-tenth:].mean())
+
+
+def _cautions(runs: Sequence[Run]) -> list[str]:
+    import json
+
+    out = []
+    diverged = sum(bool(run.diverged) for run in runs)
+    if diverged:
+        out.append(f"{diverged} of {len(runs)} runs diverged and count with what they scored.")
+    environments = [run.path / "env.json" for run in runs]
+    sources = {json.loads(p.read_text(encoding="utf-8")).get("source") for p in environments if p.is_file()}
+    if len(sources) > 1:
+        out.append(
+            f"The runs were made by {len(sources)} versions of the code: do not quote before training them again."
+        )
+    return out
+
+
+def _bounds(claim: Claim) -> tuple[float, float] | None:
+    """Lowest and highest score of a problem; as a claim counts it, with its sign."""
+    if claim.measure not in ("avg", "pass", "greedy"):
+        return None
+    return (-1.0, 0.0) if claim.test == "lower" else (0.0, 1.0)
+
+
+def _asked(claim: Claim) -> str:
+    if claim.range is not None:
+        return f"Expected {claim.range[0]:g} to {claim.range[1]:g}"
+    if claim.test == "no_worse":
+        return f"Expected a loss below {claim.smallest:g}"
+    return f"Expected at least {claim.smallest:g}"
+
+
+def _shown(verdict: Verdict) -> str:
+    """Effect and corrected interval as text."""
+    sign = "+" if verdict.claim.than or verdict.claim.test != "within" else ""
+    places = 2 if verdict.claim.measure == "tokens" else 3
+    shape = f"{sign}.{places}f"
+    if verdict.low != verdict.low:
+        return f"{verdict.effect:{shape}}"
+    return f"{verdict.effect:{shape}} [{verdict.low:{shape}}, {verdict.high:{shape}}]"
+
+
+def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """One row a verdict: id, claim, source, paper, here (effect and corrected interval as text), verdict, alone, seeds,
+    problems, effect, low, high, alone_low, alone_high, test, smallest, lowest, highest (of ``range``), notes, sentence."""
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = [
+        {
+            "id": v.claim.id,
+            "claim": v.claim.claim,
+            "source": v.claim.source,
+            "paper": v.claim.paper,
+            "here": "" if v.verdict == "missing" else _shown(v),
+            "verdict": v.verdict,
+            "alone": v.alone,
+            "seeds": v.seeds,
+            "problems": v.problems,
+            "effect": v.effect,
+            "low": v.low,
+            "high": v.high,
+            "alone_low": v.alone_low,
+            "alone_high": v.alone_high,
+            "test": v.claim.test,
+            "smallest": float("nan") if v.claim.smallest is None else v.claim.smallest,
+            "lowest": float("nan") if v.claim.range is None else v.claim.range[0],
+            "highest": float("nan") if v.claim.range is None else v.claim.range[1],
+            "measure": v.claim.measure,
+            "notes": " ".join(v.notes),
+            "sentence": v.sentence,
+        }
+        for v in verdicts
+    ]
+    return pd.DataFrame(rows)
+
+
+def verdict_table(results: Results, sweep: str | None = None) -> pd.DataFrame:
+    """The kit's claims (those of a sweep, if given) with verdicts; columns as :func:`table`.
+
+    Raises:
+        ConfigError: as :func:`judge`; a sweep that is in no claim.
+    """
+    return table(judge(load() if sweep is None else of_sweep(sweep), results))

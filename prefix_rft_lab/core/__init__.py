@@ -1,0 +1,1 @@
+"""What every layer uses and nothing of the method: configuration, types, keyed randomness, errors, files, the Hub's manners."""

@@ -1,0 +1,315 @@
+"""Loading a policy, and one forward pass of it over a batch of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from prefix_rft_lab.algorithm.entropy import entropy_and_logp, log_probs_and_entropy
+from prefix_rft_lab.core import hub
+from prefix_rft_lab.core.config import ConfigError, RunConfig
+from prefix_rft_lab.core.types import SequenceBatch, TokenStats
+from prefix_rft_lab.data.base_policy import ASSETS
+from prefix_rft_lab.models.templates import stop_ids, use_template
+from prefix_rft_lab.models.tokens import check_tokenizer
+
+LOGITS_AT_ONCE = 2**25
+"""Logits computed together at most (128 MiB in float32); larger batches go in chunks that are recomputed backward."""
+
+
+def device_of(config: RunConfig) -> torch.device:
+    """The device that ``model.device`` asks for.
+
+    Raises:
+        ConfigError: ``cuda`` where there is none.
+    """
+    available = torch.cuda.is_available()
+    if config.model.device == "cuda" and not available:
+        raise ConfigError("model.device = 'cuda' but torch sees no GPU; use 'auto' or 'cpu', or install a CUDA build")
+    return torch.device("cuda" if available and config.model.device != "cpu" else "cpu")
+
+
+def autocast_dtype(config: RunConfig) -> torch.dtype | None:
+    return torch.bfloat16 if config.model.dtype == "bfloat16" else None
+
+
+def load_tokenizer(config: RunConfig) -> Any:
+    """The tokenizer of ``model.path``, with the template that ``model.template`` asks for.
+
+    Raises:
+        ConfigError: no such model, no end token, no chat template, or one that the vocabulary does not know.
+    """
+    path, options = _location(config)
+    return _tokenizer(path, config.model.template, options)
+
+
+def _tokenizer(path: str, template: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = _loaded(AutoTokenizer, path, **options)
+    use_template(tokenizer, template, path)
+    check_tokenizer(tokenizer, path)
+    return tokenizer
+
+
+def _location(config: RunConfig) -> tuple[str, dict[str, Any]]:
+    """Where the policy lies, and ``local_files_only`` where the Hub does not answer for it."""
+    path = str(ASSETS) if config.model.path == "tiny" else config.model.path
+    local = Path(path).expanduser()
+    if local.exists() and not (local / "config.json").is_file():
+        raise ConfigError(f"model.path = {path!r} holds no config.json; give a directory in Hugging Face format")
+    inside_a_folder = "/" in path and local.parent.is_dir()
+    if not local.exists() and (inside_a_folder or path.count("/") > 1 or path.startswith((".", "~"))):
+        raise ConfigError(f"model.path = {path!r} is not there; give an existing directory in Hugging Face format")
+    if local.exists():
+        return str(local), {}
+    return path, {"local_files_only": not hub.answers_for(path, "model", "model.path")}
+
+
+def load_model_config(config: RunConfig) -> Any:
+    """The transformers config of ``model.path``, with ``model.context_tokens`` and ``model.rope_theta`` put in; no weights.
+
+    Raises:
+        ConfigError: no such model, or one without rotary embeddings whose base is to change.
+    """
+    path, options = _location(config)
+    return _model_config(path, config, options)
+
+
+def _model_config(path: str, config: RunConfig, options: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    return with_overrides(_loaded(AutoConfig, path, **options), config, path)
+
+
+def with_overrides(found: Any, config: RunConfig, path: str) -> Any:
+    """A transformers config with ``model.context_tokens`` and ``model.rope_theta`` put in, in place.
+
+    Raises:
+        ConfigError: no rotary embeddings whose base could change.
+    """
+    if config.model.context_tokens is not None:
+        found.max_position_embeddings = config.model.context_tokens
+    if config.model.rope_theta is not None:
+        if "rope_theta" not in (getattr(found, "rope_parameters", None) or {}):
+            raise ConfigError(
+                f"model.rope_theta = {config.model.rope_theta:g} needs rotary embeddings with one base, and model.path = "
+                f"{path!r} has none; leave it out"
+            )
+        found.rope_parameters = {**found.rope_parameters, "rope_theta": config.model.rope_theta}
+    return found
+
+
+def _loaded(factory: Any, path: str, **options: Any) -> Any:
+    try:
+        # Left open, the question whether to run a repository's own code would be asked on the terminal.
+        return factory.from_pretrained(path, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"model.path = {path!r} needs code of its own repository to run, which the kit does not do; use a model whose "
+                "architecture transformers knows, such as a Llama or Qwen2"
+            ) from error
+        if hub.is_gated(error):
+            raise ConfigError(hub.gated(path, "model.path")) from error
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if options.get("local_files_only"):
+            reason = f"{hub.why_not()}, and it is not in the local cache"
+        raise ConfigError(
+            f"model.path = {path!r} could not be loaded ({reason}); give a local directory in Hugging Face format, or "
+            "a Hub name with a network or a filled cache"
+        ) from error
+
+
+def refuse_short_context(found: Any, config: RunConfig) -> None:
+    """Raise where the rows of a run are longer than the context of a transformers config.
+
+    Raises:
+        ConfigError: they are.
+    """
+    context = getattr(found, "max_position_embeddings", None)
+    needed = config.rollout.row_tokens
+    if context is not None and needed > context:
+        raise ConfigError(
+            f"rollout.max_prompt_tokens + rollout.max_response_tokens = {needed} exceeds the model's context of "
+            f"{context} tokens; lower one of them, or set model.context_tokens (and model.rope_theta to stretch it)"
+        )
+
+
+def load_policy(config: RunConfig) -> tuple[Any, Any]:
+    """(model, tokenizer) of ``model.path``, float32 weights on the config's device, dropout off.
+
+    Raises:
+        ConfigError: no such model, no end token, no chat template, a context that is too short, or a tokenizer that is
+            not the model's.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path, options = _location(config)
+    tokenizer = _tokenizer(path, config.model.template, options)
+    model_config = _model_config(path, config, options)
+    model = _loaded(AutoModelForCausalLM, path, config=model_config, dtype=torch.float32, **options)
+    for name, neutral in (("final_logit_softcapping", None), ("logit_scale", 1), ("logits_scaling", 1)):
+        value = getattr(model.config, name, None)
+        if value not in (None, neutral):
+            # Log-probabilities are taken from the vocabulary projection as it is.
+            raise ConfigError(
+                f"model.path = {path!r} changes its logits ({name} = {value}), which the kit does not do; use a model "
+                "without it, such as a Llama or Qwen2"
+            )
+    highest, rows = max(tokenizer.get_vocab().values()), model.get_input_embeddings().weight.shape[0]
+    if highest >= rows:
+        # The other way round is common: embeddings are padded to a round number.
+        raise ConfigError(
+            f"model.path = {path!r} has a tokenizer whose ids reach {highest} and embeddings of {rows} tokens; save the "
+            "tokenizer that the model was trained with beside it, or resize the embeddings"
+        )
+    refuse_short_context(model.config, config)
+    if len(stops := stop_ids(tokenizer)) > 1 and model.generation_config is not None:
+        # The saved model then ends where it ended in training, whoever generates with it.
+        model.generation_config.eos_token_id = list(stops)
+    if config.activation_checkpointing:
+        recompute_layers(model, path)
+    return model.to(device_of(config)).eval(), tokenizer
+
+
+def recompute_layers(model: Any, path: str) -> Sequence[torch.nn.Module]:
+    """Let every layer of a model keep only its input for the backward pass, and be computed again there (activation
+    checkpointing, arXiv 1604.06174); returns the layers.
+
+    The layers are those that transformers would checkpoint. Its own switch works in training mode only, which is also that
+    of dropout, and a policy here stays in evaluation mode.
+
+    Raises:
+        ConfigError: the architecture names no such layers.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(
+            f"activation_checkpointing = true needs layers that can be computed again, and transformers names none in "
+            f"model.path = {path!r}; set it to false"
+        )
+    for layer in layers:
+        layer.forward = partial(_recomputed, layer.forward)
+    return layers
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    # Nothing in a layer is random: dropout is off.
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write weights, config and tokenizer in Hugging Face format, without a progress bar for each."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenChoices:
+    """What the policy made of the place of every response token, flat, in row-major order; no gradient."""
+
+    logp: torch.Tensor  # (tokens,) float32 log-probability of the token, nats
+    entropy: torch.Tensor  # (tokens,) float32 entropy over the whole vocabulary, nats
+    ids: torch.Tensor  # (tokens, k) int64 tokens that could have stood there
+    probs: torch.Tensor  # (tokens, k) float32 their probabilities
+
+
+def response_stats(
+    model: Any, batch: SequenceBatch, *, temperature: float = 1.0, autocast: torch.dtype | None = None
+) -> TokenStats:
+    """Log-probability and entropy of every response token of a batch, flat in row-major order.
+
+    The vocabulary projection is computed at response tokens only, in chunks of :data:`LOGITS_AT_ONCE` logits.
+
+    Args:
+        batch: rows padded on the right; causal attention keeps the padding out of sight.
+        temperature: divides the logits, as in sampling.
+        autocast: arithmetic of the forward pass, None for float32.
+    """
+
+    def stats(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return entropy_and_logp(logits, targets, temperature)
+
+    logp, entropy = _over_logits(model, batch, stats, autocast=autocast)
+    return TokenStats(logp=logp, entropy=entropy)
+
+
+def response_choices(
+    model: Any,
+    batch: SequenceBatch,
+    k: int = 0,
+    *,
+    ids: torch.Tensor | None = None,
+    temperature: float = 1.0,
+    autocast: torch.dtype | None = None,
+) -> TokenChoices:
+    """:func:`response_stats` without a gradient, and what else could have stood there, from the same logits.
+
+    Args:
+        k: the most probable tokens are given, this many or the vocabulary, most probable first.
+        ids: (tokens, k) int64: give the probabilities of these tokens instead.
+    """
+
+    def choices(logits: torch.Tensor, targets: torch.Tensor, *wanted: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        log_probs, entropy = log_probs_and_entropy(logits, temperature)
+        chosen = wanted[0] if wanted else log_probs.topk(min(k, log_probs.shape[-1]), dim=-1).indices
+        logp = log_probs.gather(-1, targets[:, None]).squeeze(-1)
+        return logp, entropy, chosen, log_probs.gather(-1, chosen).exp()
+
+    with torch.no_grad():
+        columns = () if ids is None else (ids.to(batch.input_ids.device),)
+        logp, entropy, chosen, probs = _over_logits(model, batch, choices, *columns, autocast=autocast)
+    return TokenChoices(logp=logp, entropy=entropy, ids=chosen, probs=probs)
+
+
+def _over_logits(
+    model: Any,
+    batch: SequenceBatch,
+    function: Callable[..., tuple[torch.Tensor, ...]],
+    *columns: torch.Tensor,
+    autocast: torch.dtype | None,
+) -> tuple[torch.Tensor, ...]:
+    """``function(logits, targets, *columns)`` over the response tokens, joined over chunks of :data:`LOGITS_AT_ONCE`.
+
+    Logits are (tokens, vocab); with a gradient several chunks are computed again backward, not kept.
+    """
+    device = batch.input_ids.device
+    head = model.get_output_embeddings()
+
+    def project(states: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+            logits = head(states if autocast else states.to(head.weight.dtype))
+        return function(logits, *rest)
+
+    with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+        hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    # The token at place t is predicted at place t - 1.
+    mask = batch.response_mask[:, 1:]
+    inputs = (hidden[:, :-1][mask], batch.input_ids[:, 1:][mask], *columns)
+    chunk = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+    if len(inputs[0]) <= chunk:
+        return project(*inputs)
+    parts = [
+        checkpoint(project, *part, use_reentrant=False) if torch.is_grad_enabled() else project(*part)
+        for part in zip(*(column.split(chunk) for column in inputs), strict=True)
+    ]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))

@@ -1,0 +1,1 @@
+"""Notebooks run headlessly, and everything that one command of reproduction does."""

@@ -1,0 +1,1 @@
+"""One run: the loop, an update, what is measured and recorded at each step, checkpoints, evaluation."""

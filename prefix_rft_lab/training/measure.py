@@ -1,0 +1,171 @@
+"""What a step says of itself: the columns of ``metrics.jsonl``, the token table, the progress bar."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from prefix_rft_lab.algorithm import methods, schedules
+from prefix_rft_lab.core.config import RunConfig
+from prefix_rft_lab.core.types import KIND_NAMES, Row, TokenKind
+from prefix_rft_lab.data.answers import extract_answer
+from prefix_rft_lab.training.update import UpdateResult
+
+METRICS = {
+    "stage": "name of the stage",
+    "step": "step of the stage, from 0",
+    "global_step": "step of the run, from 0",
+    "loss": "loss of the update (sum of the kinds' losses, each over its normaliser)",
+    "reward": "mean score of all rows, 0 to 1",
+    "reward_plain": "mean score of the rows without prefix",
+    "reward_hybrid": "mean score of the rows with prefix",
+    "solved_none": "share of problems whose plain rows all score 0",
+    "solved_all": "share of problems whose plain rows all score 1",
+    "answer_in_prefix": "share of hybrid rows whose prefix already shows the boxed answer",
+    "prefix_ratio_low": "lower end of the ratio window",
+    "prefix_ratio_high": "upper end of the ratio window",
+    "prefix_ratio": "mean drawn ratio of the hybrid rows",
+    "prefix_tokens": "mean prefix length of the hybrid rows, tokens",
+    "prefix_share": "prefix and demonstration tokens / response tokens of the step",
+    "kept_share": "prefix tokens that keep their advantage / prefix tokens",
+    "kept_threshold": "lowest entropy of a kept prefix token, nats",
+    "entropy_<kind>": "mean entropy of the tokens of a kind (prefix, continuation, on_policy), nats",
+    "nll_<kind>": "mean negative log-likelihood of the tokens of a kind, nats",
+    "advantage_<kind>": "mean advantage of the tokens of a kind, before the clip",
+    "clipped_<kind>": "share of tokens of a kind whose ratio was clipped",
+    "tokens_<kind>": "number of tokens of a kind",
+    "response_tokens": "mean response length, prefix included, tokens",
+    "plain_tokens": "mean response length of plain rows, tokens",
+    "hybrid_tokens": "mean response length of hybrid rows, prefix included, tokens",
+    "truncated": "share of sampled rows that ran out of tokens",
+    "engine_gap": "mean distance of the engine's and the trainer's log-probabilities of the sampled tokens, nats",
+    "engine_gap_max": "largest such distance, nats",
+    "grad_norm": "global gradient norm before clipping",
+    "grad_norm_<kind>": "gradient norm of the loss of one kind alone, before clipping (every records.diagnostics_every steps)",
+    "kl": "KL from the policy before the step to the one after it, nats a sampled token (as above)",
+    "entropy_change": "mean entropy of the sampled tokens after the step minus before, nats (as above)",
+    "replay_loss": "loss of the second update of the step, NaN without one (ReLIFT)",
+    "replay_grad_norm": "its gradient norm before clipping, NaN without one (ReLIFT)",
+    "replay_updated": "1 if the step had a second update, else 0 (ReLIFT)",
+    "replay_problems": "problems that wait in the buffer after the step (ReLIFT)",
+    "lr": "learning rate",
+    "verifier_timeouts": "verifications that ran out of time so far",
+    "seconds_rollout": "seconds generating",
+    "seconds_score": "seconds scoring",
+    "seconds_record": "seconds recording tokens; 0 in steps that are not recorded",
+    "seconds_update": "seconds in forward, backward and optimizer",
+}
+"""Name of each column of ``metrics.jsonl`` -> meaning and unit."""
+
+
+def row_metrics(
+    rows: list[Row], stage: methods.Stage, config: RunConfig, step: int, text: Callable[[Sequence[int]], str]
+) -> dict[str, float]:
+    """What a step's rows say: rewards, lengths, prefixes."""
+    plain = [row for row in rows if not row.prefix_ids]
+    hybrid = [row for row in rows if row.is_hybrid]
+    sampled = plain + hybrid
+    line: dict[str, float] = {"response_tokens": _mean(len(row.response_ids) for row in rows)}
+    if stage.samples:
+        by_problem: dict[tuple[int, ...], list[float]] = {}
+        for row in rows:
+            if not row.prefix_ids:
+                by_problem.setdefault(row.problem.key, []).append(row.score)
+        line |= {
+            "reward": _mean(row.score for row in sampled),
+            "reward_plain": _mean(row.score for row in plain),
+            "solved_none": _mean(max(scores) == 0 for scores in by_problem.values()),
+            "solved_all": _mean(min(scores) == 1 for scores in by_problem.values()),
+            "plain_tokens": _mean(len(row.response_ids) for row in plain),
+            "truncated": _mean(row.truncated for row in sampled),
+            "prefix_share": sum(len(r.prefix_ids) for r in rows) / sum(len(r.response_ids) for r in rows),
+        }
+    if hybrid:
+        if stage.prefix_schedule:
+            low, high = schedules.ratio_window(schedules.of_run(config), step)
+            line |= {"prefix_ratio_low": low, "prefix_ratio_high": high}
+        line |= {
+            "reward_hybrid": _mean(row.score for row in hybrid),
+            "answer_in_prefix": _mean(prefix_contains_answer(text(row.prefix_ids)) for row in hybrid),
+            "prefix_ratio": _mean(row.prefix_ratio for row in hybrid),
+            "prefix_tokens": _mean(len(row.prefix_ids) for row in hybrid),
+            "hybrid_tokens": _mean(len(row.response_ids) for row in hybrid),
+        }
+    return line
+
+
+def engine_gap(rows: list[Row], result: UpdateResult) -> dict[str, float]:
+    """How far the engine that sampled a step's rows was from the trained policy before the update."""
+    sampled = result.kinds != TokenKind.PREFIX
+    if not sampled.any():
+        return {}
+    engine = torch.tensor([logp for row in rows for logp in row.engine_logp], dtype=torch.float64)
+    gap = (engine - result.old_logp[sampled].cpu()).abs()
+    return {"engine_gap": float(gap.mean()), "engine_gap_max": float(gap.max())}
+
+
+def token_metrics(result: UpdateResult) -> dict[str, float]:
+    """What a step's tokens say, by kind."""
+    line: dict[str, float] = {"loss": result.loss, "grad_norm": result.grad_norm}
+    line |= {f"grad_norm_{KIND_NAMES[kind]}": norm for kind, norm in result.grad_norms.items()}
+    line |= {
+        name: value
+        for name, value in (("kl", result.kl), ("entropy_change", result.entropy_change))
+        if value is not None
+    }
+    for kind, name in KIND_NAMES.items():
+        member = result.kinds == kind
+        count = int(member.sum())
+        line[f"tokens_{name}"] = count
+        if count:
+            line[f"entropy_{name}"] = float(result.entropy[member].mean())
+            line[f"nll_{name}"] = -float(result.logp[member].mean())
+            line[f"advantage_{name}"] = float(result.advantages[member].mean())
+            line[f"clipped_{name}"] = float(result.limited[member].float().mean())
+    if result.ranked.any():
+        kept = result.kept & result.ranked
+        line["kept_share"] = float(kept.sum() / result.ranked.sum())
+        if kept.any():
+            line["kept_threshold"] = float(result.entropy[kept].min())
+    return line
+
+
+def _mean(values: Any) -> float:
+    data = [float(value) for value in values]
+    return sum(data) / len(data) if data else float("nan")
+
+
+class ProgressBar:
+    """A tqdm bar with what one wants to see of a run; nothing if ``shown`` is False."""
+
+    def __init__(self, total: int, done: int, config: RunConfig, shown: bool) -> None:
+        from tqdm.auto import tqdm
+
+        # A notebook that runs headlessly has nowhere to show a bar, and would keep it as a widget for ever.
+        shown = shown and "PREFIX_RFT_LAB_TICKET" not in os.environ
+        self.bar = tqdm(
+            total=total, initial=done, desc=f"{config.method} s{config.seed}", disable=not shown, unit="step"
+        )
+
+    def update(self, line: dict[str, Any]) -> None:
+        shown = {
+            "reward": line.get("reward_plain"),
+            "entropy": line.get("entropy_on_policy", line.get("entropy_prefix")),
+            "ratio": line.get("prefix_ratio"),
+            "nll": line["loss"] if "reward" not in line else None,
+        }
+        self.bar.set_postfix(
+            {name: f"{value:.3f}" for name, value in shown.items() if value is not None}, refresh=False
+        )
+        self.bar.update()
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def prefix_contains_answer(prefix_text: str) -> bool:
+    """Whether a prefix already shows a closed box: the policy then only has to copy."""
+    return extract_answer(prefix_text) is not None
