@@ -177,6 +177,7 @@ def write_report(
         _plain_values(
             {
                 "title": title,
+                "intervals": INTERVALS,
                 "claims": judged.to_dict("records"),
                 "sweeps": {name: table.to_dict("records") for name, table in arms.items()},
                 "verdicts": verdicts,
@@ -317,7 +318,7 @@ def _claim_table(judged: pd.DataFrame) -> Table:
     counts = ", ".join(f"{n} {name}" for name, n in judged["verdict"].value_counts().items())
     return Table(
         caption=f"Claims: {counts}",
-        columns=["Claim", "Verdict", "Here", "Asked", "Alone", "Seeds", "There", "Source", "Before quoting"],
+        columns=["Claim", "Verdict", "Here", "Asked", "Alone", "Seeds", "There", "Source", "Written", "Before quoting"],
         rows=[
             [
                 row["claim"],
@@ -328,6 +329,7 @@ def _claim_table(judged: pd.DataFrame) -> Table:
                 row["seeds"] or "–",
                 row["paper"],
                 row["source"],
+                f"{row['written']} the runs",
                 row["notes"] or "–",
             ]
             for row in rows
@@ -336,7 +338,8 @@ def _claim_table(judged: pd.DataFrame) -> Table:
             "Here: effect in the claimed direction with its interval, Student's t over seeds and problems, widened for all "
             f"{len(claims.load())} claims together (Bonferroni). Supported: the interval lies above 0 and the effect reaches "
             "what was asked; contradicted: it lies below what was asked; for ranges and losses, inside or outside. Alone: "
-            "what the plain 95% interval would say. Claims and effects asked for were written before the runs."
+            "what the plain 95% interval would say. Not judged: an arm took over the learning rate of another. Written: whether "
+            "claim and effect asked for were written before any run of its arms was seen."
         ),
         marked=[row["verdict"] in ("supported", "contradicted") for row in rows],
     )
@@ -356,8 +359,11 @@ def _tuning_table() -> Table | None:
     chosen, tried = tuned.get("fields", {}), tuned.get("tried", [])
     if not tried:
         return None
+    parts = {(own["method"], str(own["part"])): own["fields"] for own in tuned.get("parts", [])}
     taken = [
-        all(chosen.get(row["method"], {}).get(name) == value for name, value in row["fields"].items()) for row in tried
+        (parts.get((row["method"], str(row["part"]))) if row.get("part") else chosen.get(row["method"]))
+        == row["fields"]
+        for row in tried
     ]
     return Table(
         caption="Tuning on the validation split",
@@ -365,7 +371,7 @@ def _tuning_table() -> Table | None:
         rows=[
             [
                 METHODS[row["method"]].title if row["method"] in METHODS else str(row["method"]),
-                ", ".join(f"{name} = {value}" for name, value in row["fields"].items()),
+                ", ".join(f"{name} = {value}" for name, value in {**row.get("part", {}), **row["fields"]}.items()),
                 f"{row['avg']:.3f}",
                 ", ".join(f"{score:.3f}" for score in row.get("scores", [])) or "–",
                 "yes" if yes else "",
@@ -389,9 +395,7 @@ def _arms(
             remarks.append(f"Sweep {name!r}: {short} of {len(plan.runs)} runs are not finished.")
         diverged = sum(bool(run.diverged) for run in finished)
         if diverged:
-            remarks.append(
-                f"Sweep {name!r}: {diverged} of {len(finished)} runs diverged and count with what they scored."
-            )
+            remarks.append(f"Sweep {name!r}: {diverged} of {len(finished)} runs diverged and count as solving nothing.")
         if not finished:
             continue
         try:

@@ -1,6 +1,7 @@
-"""Choose, for every method, the arm of the tuning sweep that scored highest on the validation split.
+"""Choose, for every method and variant, the arm of the tuning sweeps that scored highest on the validation split.
 
     prefix-rft sweep tuning --profile full --out runs
+    prefix-rft sweep tuning_parts --profile full --out runs
     python scripts/choose_tuned.py runs
 
 writes prefix_rft_lab/assets/tuned.json: what was chosen, and everything that was tried. A run that diverged
@@ -16,23 +17,24 @@ from pathlib import Path
 
 from prefix_rft_lab import sweeps
 
-VARIANTS = {"rft_clip": "rft", "dr_po": "prefix_rft"}
-"""Methods that are another with one part changed, and take over what was chosen for that."""
-
 
 def tried(plan: sweeps.Plan, out: Path) -> list[dict]:
-    """One entry an arm: its fields, and what each seed scored on the validation split (avg@k)."""
+    """One entry per arm: its method, the part that is changed, its learning rates, and what each seed scored on the
+    validation split (avg@k)."""
     if any(sweeps.state(config, out).name not in ("finished", "diverged") for config in plan.configs):
-        sys.exit(f"some runs are not finished; run: prefix-rft sweep tuning --profile {plan.profile} --out {out}")
+        sys.exit(
+            f"some runs are not finished; run: prefix-rft sweep {plan.sweep.name} --profile {plan.profile} --out {out}"
+        )
     table = sweeps.summary(plan, out).fillna({"validation_avg": 0.0})
     entries = []
-    for arm, rows in table.groupby("arm", sort=False):
-        departures = dict(plan.sweep.arms[arm])
+    for (arm, *values), rows in table.groupby(["arm", *plan.fields], sort=False):
+        departures = {**plan.sweep.arms[arm], **dict(zip(plan.fields, values, strict=True))}
         scores = [float(score) for score in rows["validation_avg"]]
         entries.append(
             {
-                "method": departures.pop("method"),
-                "fields": departures,
+                "method": str(rows["method"].iloc[0]),
+                "part": sweeps.part_of(departures),
+                "fields": {field: value for field, value in departures.items() if field.endswith(".lr")},
                 "seeds": [int(seed) for seed in rows["seed"]],
                 "scores": scores,
                 "avg": sum(scores) / len(scores),
@@ -46,25 +48,30 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the sweep's runs")
     parser.add_argument("--profile", default="full")
     arguments = parser.parse_args()
-    plan = sweeps.plan("tuning", arguments.profile)
-    entries = tried(plan, arguments.out)
-    config = plan.configs[0]
-    chosen: dict[str, dict] = {}
-    for method in dict.fromkeys(entry["method"] for entry in entries):
-        best = max((entry for entry in entries if entry["method"] == method), key=lambda entry: entry["avg"])
-        chosen[method] = best["fields"]
-    chosen |= {variant: chosen[of] for variant, of in VARIANTS.items()}
+    plans = [sweeps.plan(name, arguments.profile) for name in ("tuning", "tuning_parts")]
+    entries = [entry for plan in plans for entry in tried(plan, arguments.out)]
+    config = plans[0].configs[0]
+    best: list[dict] = []
+    for entry in sorted(entries, key=lambda entry: -entry["avg"]):
+        if all(of(entry) != of(other) for other in best):
+            best.append(entry)
     record = {
         "sweep": "tuning",
         "profile": arguments.profile,
         "metric": f"avg@{config.evaluation.k} of {config.evaluation.problems} validation problems",
-        "fields": chosen,
+        "fields": {entry["method"]: entry["fields"] for entry in best if not entry["part"]},
+        "parts": [{name: entry[name] for name in ("method", "part", "fields")} for entry in best if entry["part"]],
         "tried": entries,
     }
     sweeps.TUNED.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for entry in entries:
-        mark = "*" if chosen[entry["method"]] == entry["fields"] else " "
-        print(f"{mark} {entry['method']:14} {entry['fields']} {entry['avg']:.3f}")
+        mark = "*" if entry in best else " "
+        print(f"{mark} {entry['method']:14} {entry['part'] or ''} {entry['fields']} {entry['avg']:.3f}")
+
+
+def of(entry: dict) -> tuple[str, dict]:
+    """What is tuned."""
+    return entry["method"], entry["part"]
 
 
 if __name__ == "__main__":

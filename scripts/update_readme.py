@@ -28,9 +28,26 @@ def table(summary: dict) -> str:
     for row in summary["compare"]["test"]:
         cells = [*(scored(row, name) for name in ("avg", "pass", "greedy")), scored(ood[row["method"]], "avg")]
         lines.append(f"| {row['title']} | {row['seeds']} | " + " | ".join(cells) + " |")
-    lines += ["", *(f"- {sentence}" for sentence in summary["verdicts"]["test"][:5])]
+    lines += ["", *(f"- {sentence}" for sentence in sentences(summary))]
     lines += budget(summary["sweeps"].get("budget", []))
     return "\n".join([*lines, *claims(summary.get("claims", []))])
+
+
+def sentences(summary: dict) -> list[str]:
+    """Who scored higher; of a summary that was made with a bootstrap the differences that its claims hold, by Student's t."""
+    if "intervals" in summary:
+        return summary["verdicts"]["test"][:5]
+    out = []
+    for row in summary["claims"]:
+        if row["id"] in ("over_sft", "over_rft", "over_sft_then_rft"):
+            sign = 1 if row["effect"] > 0 else -1
+            low, high = sorted((sign * row["alone_low"], sign * row["alone_high"]))
+            word = "not separated, difference" if low <= 0 else "higher by" if sign > 0 else "lower by"
+            out.append(
+                f"Prefix-RFT against {row['claim'].partition(' than ')[2][:-1]}: {word} {abs(row['effect']):.3f} [{low:.3f}, "
+                f"{high:.3f}] avg@8 on test, over {row['seeds']} seeds × {row['problems']} problems."
+            )
+    return out
 
 
 def scored(row: dict, name: str) -> str:
@@ -62,29 +79,55 @@ def claims(judged: list[dict]) -> list[str]:
     """Markdown table of the claims and their verdicts; nothing for a summary without claims."""
     if not judged:
         return []
-    every, judged = judged, [row for row in judged if row["verdict"] != "missing"]
+    every = rejudged(judged)
+    judged = [row for row in every if row["verdict"] != "missing"]
     missing = len(every) - len(judged)
     counts = ", ".join(
         f"{count} {verdict}"
-        for verdict in ("supported", "contradicted", "undecided")
+        for verdict in ("supported", "contradicted", "undecided", "not judged")
         if (count := sum(row["verdict"] == verdict for row in judged))
     )
     return [
         "",
         f"<details><summary>The paper's claims, put to these runs: {counts}</summary>",
         "",
-        "| claim | paper | here | verdict (alone) |",
-        "|---|---|---|---|",
+        "| claim | written | paper | here | verdict (alone) |",
+        "|---|---|---|---|---|",
         *(
-            f"| {cell(row['claim'])} | {cell(row['paper'])} | {cell(row['here'])} | {row['verdict']} ({row['alone']}) |"
+            f"| {cell(row['claim'])} | {row['written']} | {cell(row['paper'])} | {cell(row['here'])} | {verdict(row)} |"
             for row in judged
         ),
         "",
         f"Here: effect in the claimed direction, its interval widened for all {len(every)} claims; alone: by the plain 95% "
-        f"interval.{f' {missing} claims wait for their runs.' if missing else ''}",
+        f"interval. Written: before the runs, or after runs of its arms had been seen. Not judged: an arm took over "
+        f"another's learning rate ([tuning](prefix_rft_lab/assets/sweeps/tuning_parts.yaml)).{f' {missing} claims wait for their runs.' if missing else ''}",
         "",
         "</details>",
     ]
+
+
+def rejudged(rows: list[dict]) -> list[dict]:
+    """The kit's claims with the verdicts of a summary, by the rules of today: a claim that the summary does not know waits
+    for its runs, and one of an arm without a learning rate of its own is not judged."""
+    from prefix_rft_lab import claims
+
+    known = {row["id"]: row for row in rows}
+    out, plans = [], {}
+    for claim in claims.load():
+        row = known.get(claim.id, {"verdict": "missing"}) | {"written": claim.written}
+        if row["verdict"] != "missing" and not all(
+            claims.has_own_rates(sweep, arm, plans, "full") for sweep, arm in claim.sides
+        ):
+            row |= {"verdict": "not judged", "alone": "not judged", "here": ""}
+        out.append(row)
+    return out
+
+
+def verdict(row: dict) -> str:
+    """Verdict, and what the plain interval would say."""
+    return (
+        "not judged: borrowed learning rate" if row["verdict"] == "not judged" else f"{row['verdict']} ({row['alone']})"
+    )
 
 
 def cell(text: str) -> str:

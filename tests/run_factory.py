@@ -13,7 +13,7 @@ from prefix_rft_lab.config import RunConfig, preset
 from prefix_rft_lab.methods import METHODS
 from prefix_rft_lab.runs.run import FOLLOWED, Run, RunWriter
 from prefix_rft_lab.runs.summary import summarise
-from prefix_rft_lab.schedules import ratio_window
+from prefix_rft_lab.schedules import of_run, ratio_window
 
 SMALL: dict[str, Any] = {
     "rl.steps": 8,
@@ -124,7 +124,7 @@ def _train(writer: RunWriter, config: RunConfig, steps: int | None, texts: Seque
             if stage.samples:
                 line |= {"reward": 0.5, "reward_plain": float(draws.uniform(0.2, 0.8)), "plain_tokens": 20.0}
             if hybrid:
-                low, high = ratio_window(config.prefix, step)
+                low, high = ratio_window(of_run(config), step)
                 line |= {
                     "reward_hybrid": float(draws.uniform(0.5, 1)),
                     "answer_in_prefix": 0.1,

@@ -12,12 +12,13 @@ from run_factory import SMALL, write_run
 from scipy import stats as scipy_stats
 
 from prefix_rft_lab import claims, cli, plots, stats, sweeps
-from prefix_rft_lab.config import ConfigError, flatten
+from prefix_rft_lab.config import ConfigError, flatten, preset
 
 PLAIN = {
     "id": "a",
     "claim": "A is higher than B.",
     "source": "here",
+    "written": "before",
     "paper": "2 against 1",
     "test": "higher",
     "of": "methods / prefix_rft",
@@ -36,7 +37,7 @@ def write(path, *entries):
 
 
 def test_every_arm_that_the_kit_claims_something_of_is_planned():
-    plans = {name: sweeps.plan(name, "full") for name in sweeps.names() if name != "tuning"}
+    plans = {name: sweeps.plan(name, "full") for name in sweeps.names() if not name.startswith("tuning")}
     for claim in claims.load():
         for sweep, arm in claim.sides:
             seeds = [planned.config.seed for planned in plans[sweep].runs if planned.label == arm]
@@ -67,6 +68,7 @@ def test_claims_of_a_sweep():
         ({"measure": "<script>"}, r"measure = '<script>' cannot be used"),
         ({"of": "methods"}, r"of = 'methods' cannot be used"),
         ({"test": "better"}, r"test = 'better' cannot be used"),
+        ({"written": "later"}, r"written = 'later' cannot be used"),
         ({"claim": ""}, r"claim = '' cannot be used"),
     ],
 )
@@ -133,7 +135,7 @@ def test_rule(changes, effect, low, high, verdict):
 # ---------------------------------------------------------------------- verdicts on runs
 
 
-FIELDS = {name: value for name, value in SMALL.items() if name != "evaluation.k"} | {"evaluation.k": 4}
+FIELDS = SMALL | {field: dict(flatten(preset("tiny").to_dict()))[field] for field in ("rl.lr", "sft.lr")}
 COUNTS = {
     "prefix_rft": [(3, 4, 3, 4, 3, 4), (4, 4, 3, 4, 4, 4), (4, 3, 4, 4, 3, 4)],
     "rft": [(1, 0, 1, 1, 0, 1), (0, 1, 0, 1, 1, 1), (1, 1, 0, 0, 1, 0)],
@@ -143,7 +145,9 @@ COUNTS = {
 
 def sweep_of(*methods, name="methods", seeds=(0, 1, 2)):
     arms = {method: {"method": method} for method in methods}
-    return sweeps.plan({"name": name, "folder": "tiny", "set": FIELDS, "arms": arms, "seeds": list(seeds)})
+    return sweeps.plan(
+        {"name": name, "folder": "tiny", "tuned": True, "set": FIELDS, "arms": arms, "seeds": list(seeds)}
+    )
 
 
 def runs_of(out, *methods, seeds=(0, 1, 2), **more):
@@ -194,7 +198,7 @@ def test_what_is_not_there_is_missing_and_named(tmp_path):
     assert absent.verdict == "missing" and "no arm 'luffy'" in absent.sentence
     many = claims.judge([claim(split="many")], {"methods": (plan, [*runs, *runs_of(tmp_path, "rft")])})[0]
     assert many.verdict == "missing" and "evaluation of 'many'" in many.sentence
-    assert {v.verdict for v in claims.judge(claims.load(), {})} == {"missing"}
+    assert {v.verdict for v in claims.judge(claims.load(), {})} == {"missing", "not judged"}
     with pytest.raises(ConfigError, match="comes from two folders"):
         claims.judge([claim()], {"methods": (plan, [*runs, *runs_of(tmp_path / "b", "prefix_rft")])})
 
@@ -204,6 +208,59 @@ def test_one_seed_decides_nothing(tmp_path):
     runs = runs_of(tmp_path, "prefix_rft", "rft", seeds=(0,))
     (verdict,) = claims.judge([claim()], {"methods": (plan, runs)}, tested=1)
     assert verdict.verdict == verdict.alone == "undecided" and "one seed" in verdict.sentence
+
+
+def test_an_arm_without_a_learning_rate_of_its_own_is_not_judged(tmp_path):
+    arms = {"prefix_rft": {"method": "prefix_rft"}, "rft": {"method": "rft"}, "frozen": {"prefix.loss": "frozen"}}
+    arms |= {"dr_po": {"method": "dr_po"}, "fewer": {"method": "rft", "data.demonstration_fraction": 0.5}}
+    plan = sweep_of("prefix_rft", "rft")
+    full = {"name": "methods", "folder": "tiny", "tuned": True, "set": FIELDS, "arms": arms, "seeds": [0, 1, 2]}
+    runs = runs_of(tmp_path, "prefix_rft", "rft")
+
+    def verdict_on(of, values):
+        results = {"methods": (sweeps.plan(values), runs)}
+        return claims.judge([claim(of=f"methods / {of}", than="methods / rft")], results)[0]
+
+    # They take Prefix-RFT's rate over; nothing is shown of them, whatever they scored, and what to do is said.
+    for arm in ("frozen", "dr_po"):
+        verdict = verdict_on(arm, full)
+        assert (verdict.verdict, verdict.alone) == ("not judged", "not judged") and math.isnan(verdict.effect)
+        assert f"not judged. Borrowed learning rate: {arm!r}" in verdict.sentence
+        assert claims.table([verdict]).loc[0, "here"] == ""
+    assert verdict_on("prefix_rft", full).verdict == "supported"
+    # Other data are no other method.
+    assert verdict_on("fewer", full).verdict == "missing"
+    # Where nothing was tuned, nothing is judged.
+    assert verdict_on("prefix_rft", full | {"tuned": False}).verdict == "not judged"
+    assert claims.judge([claim()], {"methods": (plan, runs)})[0].verdict == "supported"
+
+
+def test_every_arm_that_is_judged_is_in_a_tuning_sweep():
+    """Four learning rates each."""
+    rates: dict[tuple, set] = {}
+    for name in ("tuning", "tuning_parts"):
+        plan = sweeps.plan(name, "full")
+        for run in plan.runs:
+            part = sweeps.part_of({**plan.sweep.arms[run.arm], **run.values})
+            rates.setdefault((run.config.method, str(part)), set()).add((run.config.rl.lr, run.config.sft.lr))
+    for each in claims.load():
+        for sweep, arm in each.sides:
+            plan = sweeps.plan(sweep, "full")
+            run = next(run for run in plan.runs if run.label == arm)
+            part = sweeps.part_of({**plan.sweep.arms[run.arm], **run.values})
+            if run.config.method != "base":
+                assert len(rates[run.config.method, str(part)]) == 4, (each.id, arm)
+
+
+def test_no_spread_decides_nothing(tmp_path):
+    # All problems solved by both: "fewer" is neither shown nor excluded.
+    runs = [write_run(tmp_path, m, s, counts=(4,) * 48) for m in ("sft", "rft") for s in (0, 1, 2)]
+    plan = sweep_of("sft", "rft")
+    many = claim(test="lower", of="methods / sft", than="methods / rft", measure="pass")
+    (verdict,) = claims.judge([many], {"methods": (plan, runs)}, tested=36)
+    part = 1 - (0.025 / 36) ** (1 / 48)
+    assert (verdict.effect, verdict.low, verdict.high) == pytest.approx((0, -part, part))
+    assert (verdict.verdict, verdict.alone) == ("undecided", "undecided")
 
 
 def test_several_versions_of_the_code_are_marked(tmp_path):

@@ -242,9 +242,11 @@ def test_refusals(tmp_path):
 
 
 def test_claims_tuning_and_sweeps_stand_in_it(quick, monkeypatch, tmp_path):
-    fields = dict(SMALL)
+    fields = SMALL | {"rl.lr": preset("tiny").rl.lr, "sft.lr": preset("tiny").sft.lr}
     arms = {"prefix_rft": {"method": "prefix_rft"}, "rft": {"method": "rft"}, HOSTILE: {"method": "sft"}}
-    plan = sweeps.plan({"name": "methods", "folder": "tiny", "set": fields, "arms": arms, "seeds": [0, 1]})
+    plan = sweeps.plan(
+        {"name": "methods", "folder": "tiny", "tuned": True, "set": fields, "arms": arms, "seeds": [0, 1]}
+    )
     given = [write_run(tmp_path / "r", planned.config.method, planned.config.seed) for planned in plan.runs]
     tuned = {
         "metric": "avg@8 of 256 validation problems",

@@ -1,7 +1,7 @@
 """What the paper says, sentence by sentence, as tests on finished runs.
 
 ``assets/claims.yaml`` holds the claims: what is compared with what (arms of the kit's sweeps), by which measure, in which
-direction, and the smallest effect that matters. They were written before the runs that judge them.
+direction, and the smallest effect that matters; and whether it was written before or after runs of its arms were seen.
 
 **Estimate.** The effect is a difference of means in the claimed direction (or a value, where nothing is compared). Its
 variance has one part for the seeds of each trained side, s² / n over the means of its runs, and one for the problems, the
@@ -14,6 +14,9 @@ levels needed here.
 is printed and whatever else was looked at. The plain 95% interval, and the verdict that it alone would give, stand beside
 it (``alone``).
 
+**Own learning rates.** A claim is judged only if every arm that it compares was tuned like the others: an arm that takes
+over another's learning rate (:func:`prefix_rft_lab.experiments.sweeps.has_own_rate`) may be worse for that alone.
+
 **Verdict**, from the corrected interval [low, high]:
 
     test             supported                          contradicted
@@ -21,8 +24,9 @@ it (``alone``).
     no_worse         low > -smallest                    high < -smallest
     within           [low, high] inside range           [low, high] outside range
 
-and *undecided* in every other case, and wherever a trained side has one seed; *missing* if there is nothing to judge, with
-the command that makes the runs. A diverged run counts with what it scored. Claims are never judged on runs that the plan
+and *undecided* in every other case, and wherever a trained side has one seed; *not judged* where an arm has no learning
+rate of its own; *missing* if there is nothing to judge, with
+the command that makes the runs. A diverged run counts as solving nothing. Claims are never judged on runs that the plan
 does not hold.
 """
 
@@ -53,7 +57,7 @@ FINAL = ("avg", "pass", "greedy", "tokens")
 
 _SIDE = r"^[\w.-]+ / \S.*$"
 
-Outcome = Literal["supported", "contradicted", "undecided", "missing"]
+Outcome = Literal["supported", "contradicted", "undecided", "not judged", "missing"]
 
 
 class Claim(Section):
@@ -65,6 +69,8 @@ class Claim(Section):
     """The sentence."""
     source: str = Field(min_length=1)
     """Who says it, and where."""
+    written: Literal["before", "after"]
+    """Whether it was written before the runs that judge it, or after runs of its arms had been seen."""
     paper: str = Field(min_length=1)
     """The figure given there, as text."""
     test: Literal["higher", "lower", "no_worse", "within"]
@@ -183,8 +189,8 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """The verdict in words."""
-        if self.verdict == "missing":
-            return f"{self.claim.claim[:-1]}: missing. {' '.join(self.notes)}"
+        if self.verdict in ("missing", "not judged"):
+            return f"{self.claim.claim[:-1]}: {self.verdict}. {' '.join(self.notes)}"
         counted = f"{self.seeds} seeds" + (f", {self.problems} problems" if self.problems else "")
         return " ".join(
             [
@@ -274,7 +280,7 @@ def _pool(results: Results) -> dict[tuple[str, int], Run]:
 
 
 class _Missing(Exception):
-    """A claim that cannot be judged, and why, as a sentence."""
+    """A claim that has nothing to judge it by, and why, as a sentence."""
 
 
 def _verdict(
@@ -282,6 +288,13 @@ def _verdict(
 ) -> Verdict:
     from prefix_rft_lab.runs import summary
 
+    if borrowed := [side for side in claim.sides if not has_own_rates(*side, plans, profile)]:
+        arms = " and ".join(dict.fromkeys(repr(arm) for _, arm in borrowed))
+        why = (
+            f"Borrowed learning rate: {arms} of the sweep was not tuned itself; declare it in a tuning sweep, run prefix-rft "
+            "sweep tuning_parts --profile full, then scripts/choose_tuned.py."
+        )
+        return Verdict(claim=claim, verdict="not judged", alone="not judged", notes=(why,))
     try:
         sides = [_runs_of(sweep, arm, plans, profile, found) for sweep, arm in claim.sides]
         used, notes = [runs for runs, _ in sides], [note for _, notes in sides for note in notes]
@@ -309,6 +322,20 @@ def _verdict(
         seeds=" v ".join(str(len(runs)) for runs in used),
         problems=tables[0].shape[1] if claim.measure in FINAL else 0,
         notes=tuple(notes),
+    )
+
+
+def has_own_rates(sweep: str, arm: str, plans: dict[str, Plan], profile: str | None) -> bool:
+    """Whether an arm of a sweep was tuned itself; one that is not planned borrows nothing."""
+    from prefix_rft_lab.experiments import sweeps
+
+    if sweep not in plans:
+        plans[sweep] = sweeps.plan(sweep, profile)
+    plan = plans[sweep]
+    return all(
+        plan.sweep.tuned and sweeps.has_own_rate(run.config.method, {**plan.sweep.arms[run.arm], **run.values})
+        for run in plan.runs
+        if run.label == arm
     )
 
 
@@ -416,7 +443,7 @@ def _cautions(runs: Sequence[Run]) -> list[str]:
     out = []
     diverged = sum(bool(run.diverged) for run in runs)
     if diverged:
-        out.append(f"{diverged} of {len(runs)} runs diverged and count with what they scored.")
+        out.append(f"{diverged} of {len(runs)} runs diverged and count as solving nothing.")
     environments = [run.path / "env.json" for run in runs]
     sources = {json.loads(p.read_text(encoding="utf-8")).get("source") for p in environments if p.is_file()}
     if len(sources) > 1:
@@ -447,12 +474,12 @@ def _shown(verdict: Verdict) -> str:
     places = 2 if verdict.claim.measure == "tokens" else 3
     shape = f"{sign}.{places}f"
     if verdict.low != verdict.low:
-        return f"{verdict.effect:{shape}}"
+        return f"{verdict.effect:{shape}} (without spread)"
     return f"{verdict.effect:{shape}} [{verdict.low:{shape}}, {verdict.high:{shape}}]"
 
 
 def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """One row a verdict: id, claim, source, paper, here (effect and corrected interval as text), verdict, alone, seeds,
+    """One row per verdict: id, claim, source, written, paper, here (effect and corrected interval as text), verdict, alone, seeds,
     problems, effect, low, high, alone_low, alone_high, test, smallest, lowest, highest (of ``range``), notes, sentence."""
     import pandas as pd
 
@@ -461,8 +488,9 @@ def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
             "id": v.claim.id,
             "claim": v.claim.claim,
             "source": v.claim.source,
+            "written": v.claim.written,
             "paper": v.claim.paper,
-            "here": "" if v.verdict == "missing" else _shown(v),
+            "here": "" if v.verdict in ("missing", "not judged") else _shown(v),
             "verdict": v.verdict,
             "alone": v.alone,
             "seeds": v.seeds,

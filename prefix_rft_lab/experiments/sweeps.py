@@ -282,11 +282,34 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def tuned_fields(method: str) -> dict[str, Any]:
-    """Dotted fields that the kit's tuning chose for a method; none for a method that was not tuned."""
+def part_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What an arm changes in its method: neither the method, nor its learning rates, nor the data that it gets."""
+    return {f: v for f, v in fields.items() if f != "method" and not f.startswith("data.") and not f.endswith(".lr")}
+
+
+def tuned_fields(method: str, departures: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Dotted fields that the kit's tuning chose for a method with a part changed; those of the method if that was not tuned
+    itself, none for a method that was not tuned.
+
+    Args:
+        departures: dotted fields of the arm.
+    """
     if not TUNED.is_file():
         return {}
-    return dict(json.loads(TUNED.read_text(encoding="utf-8"))["fields"].get(method, {}))
+    record = json.loads(TUNED.read_text(encoding="utf-8"))
+    part = part_of(departures or {})
+    own = [entry["fields"] for entry in record.get("parts", ()) if (entry["method"], entry["part"]) == (method, part)]
+    return dict(own[0] if own else record["fields"].get(method, {}))
+
+
+def has_own_rate(method: str, departures: Mapping[str, Any]) -> bool:
+    """Whether the tuning tried learning rates with this method and these parts of it, in place of taking over those of
+    another arm. The base policy is not trained, and needs none; fewer or other data keep the rate of their method."""
+    if method == "base":
+        return True
+    tried = json.loads(TUNED.read_text(encoding="utf-8"))["tried"] if TUNED.is_file() else ()
+    wanted = (method, part_of(departures))
+    return any((entry["method"], entry.get("part", {})) == wanted for entry in tried)
 
 
 def plan(
@@ -339,7 +362,7 @@ def plan(
         fields = {**sweep.set, **chosen.set, **departures, **changes}
         method = fields.get("method", preset(sweep.preset).method)
         methods.get(method)
-        tuned = tuned_fields(method) if sweep.tuned else {}
+        tuned = tuned_fields(method, departures) if sweep.tuned else {}
         config = preset(sweep.preset, **{"name": folder, **tuned, **sizes, **fields, "seed": seed})
         methods.check(config)
         writers.check(config)
