@@ -7,6 +7,7 @@ Nothing heavy is imported before a command needs it, so that ``--help`` answers 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import traceback
@@ -22,13 +23,30 @@ if TYPE_CHECKING:
 RESUMES = "interrupted; what was recorded is kept, and the same command goes on from the newest checkpoint"
 
 
+def say(text: str = "", *, end: str = "\n", flush: bool = False, to: str = "stdout") -> None:
+    """Print text that may come from data, paths or arguments: a terminal shows it and does not obey it."""
+    from prefix_rft_lab.core.terminal import shown
+
+    print(shown(text, keep="\n"), end=end, flush=flush, file=getattr(sys, to))
+
+
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        from prefix_rft_lab.core.terminal import shown
+
+        super()._print_message(shown(message, keep="\n") if message else message, file)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status; a failure is one sentence on stderr (``--debug``: a traceback)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what this console has no character for
     args = parser().parse_args(arguments)
     try:
         return args.command(args)
     except KeyboardInterrupt:
-        print(f"\nprefix-rft: {RESUMES}", file=sys.stderr)
+        say(f"\nprefix-rft: {RESUMES}", to="stderr")
         return 130
     except BrokenPipeError:
         # Whoever read our output has left (``| head``); the interpreter must not try to flush it once more.
@@ -39,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if status is None or args.debug:
             traceback.print_exc()
             return status or 1
-        print(f"prefix-rft: {error}", file=sys.stderr)
+        say(f"prefix-rft: {error}", to="stderr")
         return status
 
 
@@ -59,7 +77,7 @@ def _status(error: Exception) -> int | None:
 def parser() -> argparse.ArgumentParser:
     from prefix_rft_lab.core.versions import __version__
 
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="prefix-rft",
         description="Train, evaluate and compare policies with Prefix-RFT (arXiv 2507.01679) and its relatives.",
         epilog=_examples(
@@ -425,9 +443,7 @@ def changes_of(pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: a pair without ``=``, or a value that is not YAML.
     """
-    import yaml
-
-    from prefix_rft_lab.core.config import ConfigError
+    from prefix_rft_lab.core.config import ConfigError, parse_yaml
 
     found = {}
     for pair in pairs:
@@ -435,9 +451,9 @@ def changes_of(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not name:
             raise ConfigError(f"--set {pair!r} is not understood; write --set field=value, e.g. --set prefix.low=0.1")
         try:
-            found[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {pair!r} has a value that is not YAML; quote it") from None
+            found[name.strip()] = parse_yaml(value)
+        except ValueError as error:
+            raise ConfigError(f"--set {pair[:200]!r} has a value that is not YAML ({error}); quote it") from None
     return found
 
 
@@ -448,7 +464,7 @@ def _doctor(args: argparse.Namespace) -> int:
     from prefix_rft_lab.tools import doctor
 
     checks = doctor.check_all()
-    print(doctor.format_checks(checks))
+    say(doctor.format_checks(checks))
     return 0 if doctor.healthy(checks) else 1
 
 
@@ -529,28 +545,28 @@ def _train(args: argparse.Namespace) -> int:
             raise ConfigError(f"{option} {value:g} has no meaning without --plan; add it, or leave {option} out")
     base, configs = train_configs(args)
     if args.plan:
-        print(_plans(configs, args.flops, args.response_tokens))
+        say(_plans(configs, args.flops, args.response_tokens))
         return 0
     whose = args.config or f"preset {args.preset}"
-    print(show_config(configs[0], base, whose))
+    say(show_config(configs[0], base, whose))
     if len(configs) > 1:
         names, seeds = (dict.fromkeys(str(getattr(c, field)) for c in configs) for field in ("method", "seed"))
-        print(f"# {len(configs)} runs: method {', '.join(names)}; seed {', '.join(seeds)}")
-    print(flush=True)
+        say(f"# {len(configs)} runs: method {', '.join(names)}; seed {', '.join(seeds)}")
+    say(flush=True)
     if args.dry_run:
         for config in configs:
             path = directory_of(config, args.out)
             state = "is finished already" if (path / "DONE.json").is_file() else "would resume" if path.exists() else ""
-            print(f"{path}/  {state or 'would be written'}")
-        print("config.json env.json data.json metrics.jsonl evaluations.jsonl tokens/ evaluation/ summary.json", end="")
-        print(f"{' model/' if configs[0].records.save_model else ''} DONE.json")
+            say(f"{path}/  {state or 'would be written'}")
+        say("config.json env.json data.json metrics.jsonl evaluations.jsonl tokens/ evaluation/ summary.json", end="")
+        say(f"{' model/' if configs[0].records.save_model else ''} DONE.json")
         return 0
     runs = _trained(args, configs)
     for run in runs:
-        print(f"run {run.path}{f'  {run.diverged}' if run.diverged else ''}")
-    print(results(runs))
+        say(f"run {run.path}{f'  {run.diverged}' if run.diverged else ''}")
+    say(results(runs))
     if len(runs) > 1:
-        print(f"\n{comparison(runs)}")
+        say(f"\n{comparison(runs)}")
     return 1 if any(run.diverged for run in runs) else 0
 
 
@@ -644,16 +660,16 @@ def _sweep(args: argparse.Namespace) -> int:
     from prefix_rft_lab.experiments.pool import PoolError
 
     if args.list:
-        print(format_table(_kit_sweeps()))
+        say(format_table(_kit_sweeps()))
         return 0
     if args.source is None:
         raise ConfigError(f"no sweep is given; name a YAML file, or one of {', '.join(sweeps.names())}")
     seeds = None if args.seeds is None else _whole_numbers("--seeds", args.seeds)
     plan = sweeps.plan(args.source, args.profile, seeds=seeds, **changes_of(args.changes))
     if args.plan:
-        print(format_table(_planned(plan, args.out)))
+        say(format_table(_planned(plan, args.out)))
         return 0
-    print(f"{plan.sweep.name}: {plan.sweep.question or 'no question'} {len(plan.runs)} runs", flush=True)
+    say(f"{plan.sweep.name}: {plan.sweep.question or 'no question'} {len(plan.runs)} runs", flush=True)
     failures = []
     try:
         sweeps.run(
@@ -665,21 +681,21 @@ def _sweep(args: argparse.Namespace) -> int:
         )
     except PoolError as error:
         failures = error.failures
-        print(f"prefix-rft: {error}", file=sys.stderr)
+        say(f"prefix-rft: {error}", to="stderr")
         for failure in failures:
             if failure.tail:
-                print(f"\nthe end of {failure.log}:\n{failure.tail}", file=sys.stderr)
+                say(f"\nthe end of {failure.log}:\n{failure.tail}", to="stderr")
     runs = sweeps.finished(plan, args.out)
     if runs:
-        print(_sweep_table(plan, runs))
+        say(_sweep_table(plan, runs))
     for run in runs:
         if run.diverged:
-            print(f"{plan.label()(run)}, seed {run.seed} counts as solving nothing: {run.diverged}")
+            say(f"{plan.label()(run)}, seed {run.seed} counts as solving nothing: {run.diverged}")
     folders = dict.fromkeys(str(sweeps.directory_of(config, args.out).parent) for config in plan.configs)
-    print(f"runs     {', '.join(folders)} ({len(runs)} of {len(plan.runs)} finished)")
-    print(f"logs     {Path(args.out) / 'logs'}")
+    say(f"runs     {', '.join(folders)} ({len(runs)} of {len(plan.runs)} finished)")
+    say(f"logs     {Path(args.out) / 'logs'}")
     for name in ("sweep.json", "summary.csv", "seconds.csv"):
-        print(f"{'written' if name == 'sweep.json' else '':8} {plan.folder(args.out) / name}")
+        say(f"{'written' if name == 'sweep.json' else '':8} {plan.folder(args.out) / name}")
     return 1 if failures else 0
 
 
@@ -750,14 +766,14 @@ def _evaluate(args: argparse.Namespace) -> int:
     split = args.split or default_split(args.model, config)
     with Status(None) as status:
         found = evaluate_policy(config, split=split, limit=args.limit, out=args.out, progress=status.update)
-    print(f"{args.model} on {split} of {config.data.problems}, temperature {config.evaluation.temperature:g}")
+    say(f"{args.model} on {split} of {config.data.problems}, temperature {config.evaluation.temperature:g}")
     for reason, count in found.dropped.items():
-        print(f"left out: {count} x {reason}")
+        say(f"left out: {count} x {reason}")
     if found.unread:
-        print(f"{len(found.unread)} gold answers only an equal text can match ({', '.join(found.unread)})")
-    print(format_summary(found.summary))
+        say(f"{len(found.unread)} gold answers only an equal text can match ({', '.join(found.unread)})")
+    say(format_summary(found.summary))
     for path in found.paths:
-        print(f"written {path}")
+        say(f"written {path}")
     return 0
 
 
@@ -797,30 +813,31 @@ def _evaluate_benchmarks(args: argparse.Namespace) -> int:
 
     def report(found: Evaluation) -> None:
         for reason, count in found.dropped.items():
-            print(f"{found.split}: left out {count} x {reason}")
+            say(f"{found.split}: left out {count} x {reason}")
         if found.unread:
-            print(
+            say(
                 f"{found.split}: {len(found.unread)} gold answers only an equal text can match ({', '.join(found.unread)})"
             )
         for path in found.paths:
-            print(f"written {path}", flush=True)
+            say(f"written {path}", flush=True)
 
     quiet()
     with Status(None) as status:
         found = evaluate_benchmarks(
             config, sources, k=args.k, limit=args.limit, out=args.out, report=report, progress=status.update
         )
-    print(f"{args.model}, temperature {config.evaluation.temperature:g}")
-    print(format_benchmarks(found))
+    say(f"{args.model}, temperature {config.evaluation.temperature:g}")
+    say(format_benchmarks(found))
     return 0
 
 
 def _data(args: argparse.Namespace) -> int:
     from prefix_rft_lab.core.config import preset
-    from prefix_rft_lab.core.files import write_json
+    from prefix_rft_lab.core.files import file_to_write, write_json
     from prefix_rft_lab.experiments.pool import Status, quiet
     from prefix_rft_lab.tools.inspection import format_inspection, inspect
 
+    out = file_to_write(args.out, field="--out") if args.out else None
     changes = {"data.problems": args.source, "data.columns": columns_of(args.columns), "data.max_rows": args.rows}
     if args.test_set:
         changes["data.test_sets"] = args.test_set
@@ -833,19 +850,20 @@ def _data(args: argparse.Namespace) -> int:
         tokenizer = load_tokenizer(config.replace(**{"model.path": args.model}))
     with Status(None) as status:
         found = inspect(config, tokenizer=tokenizer, verify=not args.quick, progress=status.update)
-    print(format_inspection(found))
-    if args.out:
-        write_json(Path(args.out), found.to_dict())
-        print(f"\nwritten {args.out}")
+    say(format_inspection(found))
+    if out:
+        write_json(out, found.to_dict())
+        say(f"\nwritten {out}")
     return 0
 
 
 def _grading(args: argparse.Namespace) -> int:
     from prefix_rft_lab.core.config import ConfigError
-    from prefix_rft_lab.core.files import write_json
+    from prefix_rft_lab.core.files import file_to_write, write_json
     from prefix_rft_lab.experiments.pool import Status
     from prefix_rft_lab.tools.grading import format_gradings, grade
 
+    out = file_to_write(args.out, field="--out") if args.out else None
     if args.limit is not None and args.limit < 1:
         raise ConfigError(f"--limit {args.limit} leaves no row; give at least 1")
     if not 0 <= args.least <= 1:
@@ -855,13 +873,13 @@ def _grading(args: argparse.Namespace) -> int:
     for source in args.sources:
         with Status(None) as status:
             found.append(grade(source, columns, seed=args.seed, limit=args.limit, progress=status.update))
-    print(format_gradings(found))
-    if args.out:
-        write_json(Path(args.out), [grading.to_dict() for grading in found])
-        print(f"\nwritten {args.out}")
+    say(format_gradings(found))
+    if out:
+        write_json(out, [grading.to_dict() for grading in found])
+        say(f"\nwritten {out}")
     low = [grading.source for grading in found if not grading.passes(args.least)]
     if low:
-        print(f"\nbelow {args.least:.2%}: {', '.join(low)}")
+        say(f"\nbelow {args.least:.2%}: {', '.join(low)}")
     return 1 if low else 0
 
 
@@ -885,9 +903,9 @@ def _tokens(args: argparse.Namespace) -> int:
         changes=changes_of(args.changes),
         out=args.out,
     )
-    print(format_reading(reading))
+    say(format_reading(reading))
     if args.out:
-        print(f"written {args.out}")
+        say(f"written {args.out}")
     return 0
 
 
@@ -913,12 +931,12 @@ def _claims(args: argparse.Namespace) -> int:
         for claim in chosen:
             against = f" than {claim.than}" if claim.than else ""
             asked = f"{claim.range[0]:g} to {claim.range[1]:g}" if claim.range else f"{claim.smallest:g}"
-            print(f"{claim.id}\n  {claim.claim}\n  {claim.source}: {claim.paper}")
-            print(f"  {claim.measure} of {claim.of} {claim.test}{against}, {asked}. {claim.reading}".rstrip())
+            say(f"{claim.id}\n  {claim.claim}\n  {claim.source}: {claim.paper}")
+            say(f"  {claim.measure} of {claim.of} {claim.test}{against}, {asked}. {claim.reading}".rstrip())
         return 0
-    results = claims.results(Path(args.out) / args.profile / "runs", args.profile)
+    results = claims.results(Path(args.out).expanduser() / args.profile / "runs", args.profile)
     for verdict in claims.judge(chosen, results):
-        print(f"{verdict.claim.id}: {verdict.sentence}\n  There: {verdict.claim.paper}. Alone: {verdict.alone}.")
+        say(f"{verdict.claim.id}: {verdict.sentence}\n  There: {verdict.claim.paper}. Alone: {verdict.alone}.")
     return 0
 
 
@@ -926,9 +944,10 @@ def _report(args: argparse.Namespace) -> int:
     from prefix_rft_lab import report
     from prefix_rft_lab.runs.run import load_all
 
+    args.folder = str(Path(args.folder).expanduser())
     runs = load_all(args.folder)
     path = report.write_report(Path(args.folder), runs=runs, title=args.title or f"Runs in {Path(args.folder).name}")
-    print(f"report {path.absolute()}\n       {path.absolute().as_uri()}")
+    say(f"report {path.absolute()}\n       {path.absolute().as_uri()}")
     return 0
 
 
@@ -941,11 +960,11 @@ def _push(args: argparse.Namespace) -> int:
     quiet()
     run = load(args.run)
     if args.dry_run:
-        print(f"written {publishing.write_folder(run, args.dry_run, repo=args.repo, license=args.license)}")
+        say(f"written {publishing.write_folder(run, args.dry_run, repo=args.repo, license=args.license)}")
         return 0
     if args.repo is None:
         raise ConfigError("--repo is missing; give owner/name, or --dry-run DIR to look at what would be uploaded")
-    print(f"pushed {publishing.push(run, args.repo, private=args.private, license=args.license)}")
+    say(f"pushed {publishing.push(run, args.repo, private=args.private, license=args.license)}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,8 @@ from run_factory import write_run
 from tokenizers_factory import save_model
 
 from prefix_rft_lab import cli
-from prefix_rft_lab.config import RunConfig, preset
+from prefix_rft_lab.cli import changes_of, main
+from prefix_rft_lab.config import ConfigError, RunConfig, preset
 from prefix_rft_lab.methods import METHODS
 from prefix_rft_lab.runs import RunError, load_all
 
@@ -342,3 +344,28 @@ def test_problems_of_any_length_are_evaluated_without_a_preset(tmp_path, capsys)
     assert "left out" not in out and out.splitlines()[2].split()[:2] == ["all", "1"]
     assert cli.main(["evaluate", "--model", str(tmp_path / "none"), "--problems", str(problems)]) == 2
     assert "is not there; give an existing directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "{a: &a [x, x], b: [*a, *a]}", "clip: !!python/object:os.system x"])
+def test_a_hostile_value_is_refused_in_one_sentence(value):
+    with pytest.raises(ConfigError, match="has a value that is not YAML"):
+        changes_of([f"data.columns={value}"])
+
+
+def test_a_number_that_float32_does_not_bear_is_refused():
+    with pytest.raises(ConfigError, match=r"clip_high = 1e\+308 is larger than 1e\+30"):
+        preset("tiny", **{"loss.clip_high": 1e308})
+
+
+def test_what_comes_from_outside_is_escaped_where_it_is_printed(capsys):
+    assert main(["report", "/no/\x1b[2J\u202e\udc80"]) == 2
+    printed = capsys.readouterr().err
+    assert "\\x1b[2J" in printed and printed.strip().isprintable()
+
+
+def test_a_console_without_the_character_shows_a_substitute():
+    script = "from prefix_rft_lab.cli import main, say; main(['claims', '--list']); say('SFT\u2192RFT')"
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"}
+    )
+    assert found.stdout.splitlines()[-1] == rb"SFT\u2192RFT"

@@ -670,6 +670,28 @@ def test_problems_that_changed_are_noticed(tmp_path, small):
         train(config, tmp_path)
 
 
+def test_a_finished_run_whose_files_changed_is_not_passed_off_as_this_one(tmp_path, small):
+    file = tmp_path / "problems.jsonl"
+    rows = [{"problem": f"{i}+1", "answer": str(i + 1), "solution": f"\\boxed{{{i + 1}}}"} for i in range(30)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = small(method="base", **{"data.problems": str(file)})
+    run = train(config, tmp_path)
+    assert train(config, tmp_path).path == run.path
+    file.write_text(file.read_text().replace('"answer": "7"', '"answer": "8"'))
+    with pytest.raises(RunError, match=r"was trained on another .*problems\.jsonl, whose contents have changed since"):
+        train(config, tmp_path)
+    file.unlink()
+    assert train(config, tmp_path).path == run.path
+
+
+@pytest.mark.parametrize("out", ["file/runs", "n" * 300])
+def test_a_folder_that_cannot_be_written_is_found_before_any_work(tmp_path, small, monkeypatch, out):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(trainer, "load_policy", None)
+    with pytest.raises(ConfigError, match="cannot be written"):
+        train(small(), tmp_path / out)
+
+
 def test_a_method_that_was_declared_again_is_another_run(tmp_path, small, monkeypatch):
     def declare(weight):
         stage = replace(
@@ -868,6 +890,7 @@ def test_files_of_a_run(whole, small):
         "validation": 4,
         "dropped": {},
         "tokenizer": run.tokenizer,
+        "contents": {},
     }
     assert len(run.tokenizer) == 12
     assert json.loads((run.path / "DONE.json").read_text())["config"] == run.config.hash()

@@ -31,6 +31,18 @@ class Section(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
 
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        for name, value in self:
+            if isinstance(value, float) and abs(value) > LARGEST:
+                raise ValueError(
+                    f"{name} = {value:g} is larger than {LARGEST:g}, which float32 arithmetic bears; lower it"
+                )
+        return self
+
+
+LARGEST = 1e30
+"""Largest number in a config: products with it stay within float32."""
 
 ScheduleKind = Literal["cosine", "linear", "constant", "uniform"]
 
@@ -475,13 +487,35 @@ def read_yaml(path: str | Path, what: str) -> Any:
     if not path.is_file():
         raise ConfigError(f"{what} = {str(path)!r} is not a file; give the path of a YAML or JSON {what}")
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except (yaml.YAMLError, ValueError, OSError) as error:
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
         raise ConfigError(f"{what} = {str(path)!r} is not valid YAML ({_first_words(error)}); correct it") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds.
+
+    Raises:
+        ValueError: not YAML, nested too deeply, a key that stands twice, or an alias, by which a short text can hold
+            thousands of millions of values.
+    """
+    try:
+        return yaml.load(text, _UniqueKeys)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except yaml.YAMLError as error:
+        raise ValueError(_first_words(error)) from None
 
 
 class _UniqueKeys(yaml.SafeLoader):
     """YAML in which a key that stands twice is an error: the first value would be lost without a word."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(
+                problem="an alias; write the value out", problem_mark=self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -521,7 +555,8 @@ def validation_sentence(model: type[BaseModel], error: ValidationError, what: st
     if first["type"] == "missing":
         return f"{field} is missing; give it a value"
     message = re.sub(r"^(Input|Value|String|Tuple|Dictionary|List) ", "", first["msg"])
-    return f"{field} = {value!r} cannot be used: it {message}"
+    text = repr(value)
+    return f"{field} = {text if len(text) < 200 else f'{text[:200]}…'} cannot be used: it {message}"
 
 
 def _part_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:

@@ -19,6 +19,8 @@ from prefix_rft_lab.core.config import ConfigError, RunConfig, preset
 from prefix_rft_lab.core.errors import RunError
 from prefix_rft_lab.core.files import (
     append_line,
+    check_writable,
+    file_to_write,
     read_json,
     read_lines,
     read_table,
@@ -26,6 +28,7 @@ from prefix_rft_lab.core.files import (
     write_table,
     write_text,
 )
+from prefix_rft_lab.core.terminal import shown
 from prefix_rft_lab.core.types import EncodedProblem, Problem
 from prefix_rft_lab.runs.run import Run, environment, torch_state
 
@@ -135,8 +138,7 @@ def evaluate_policy(
         ConfigError: problems, split, model or ``out`` that cannot be used; nothing was generated.
         RunError: the disk is full.
     """
-    if out is not None and Path(out).suffix != ".parquet":
-        raise ConfigError(f"out = {str(out)!r} does not end in .parquet; the summary is written beside it as .json")
+    out = None if out is None else file_to_write(out, suffix=".parquet")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit = {limit} leaves no problem; give at least 1")
     problems, dropped = problems_of(config, split)
@@ -147,7 +149,7 @@ def evaluate_policy(
             dropped,
             split=split,
             purpose=f"final/{split}",
-            out=None if out is None else Path(out),
+            out=out,
         )
 
 
@@ -182,8 +184,10 @@ def evaluate_benchmarks(
 
     if limit is not None and limit < 1:
         raise ConfigError(f"limit = {limit} leaves no problem; give at least 1")
-    if out is not None and Path(out).is_file():
+    if out is not None and (out := Path(out).expanduser()).is_file():
         raise ConfigError(f"out = {str(out)!r} is a file; benchmarks are written into a folder")
+    if out is not None:
+        check_writable(out)
     todo = []
     # All are read before anything is sampled: a wrong name must not come to light after hours.
     for name, source in sources.items():
@@ -539,7 +543,8 @@ def format_benchmarks(evaluations: Sequence[Evaluation]) -> str:
 
 
 def format_table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows of text as aligned columns, the first row as head."""
+    """Rows of text as aligned columns, the first row as head; cells are one line each, whatever they hold."""
+    rows = [tuple(map(shown, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

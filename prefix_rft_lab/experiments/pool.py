@@ -125,7 +125,8 @@ def train_all(
     for name, limit in (("seconds_limit", seconds_limit), ("run_seconds_limit", run_seconds_limit)):
         if limit is not None and not limit > 0:
             raise ConfigError(f"{name} = {limit:g} cannot be used; give a positive number of seconds, or none")
-    jobs = {directory_of(config, out): _Job(config, Path(out)) for config in configs}
+    out = Path(out).expanduser()
+    jobs = {directory_of(config, out): _Job(config, out) for config in configs}
     todo = [job for job in jobs.values() if not job.done]
     for job in todo:
         if methods.declaration(job.config.method, job.config):
@@ -135,7 +136,7 @@ def train_all(
             )
     failures = [failure for job in jobs.values() if job.done and (failure := job.refused())]
     if todo:
-        check_writable(Path(out))
+        check_writable(out)
         limits = _Limits(seconds_limit, run_seconds_limit)
         with Status(sum(job.steps for job in todo), progress) as status:
             failures += _Pool(todo, min(workers, len(todo)), status, limits, watch).run()
@@ -222,7 +223,7 @@ class _Job(Job):
 
     @property
     def done(self) -> bool:
-        return (self.path / "DONE.json").is_file()
+        return os.path.isfile(self.path / "DONE.json")  # noqa: PTH113, a name that is too long is no file
 
     @property
     def cost(self) -> float:

@@ -212,7 +212,7 @@ class Plan:
 
     def folder(self, out: str | Path) -> Path:
         """Where its record and its summary lie."""
-        return Path(out) / "sweeps" / f"{self.sweep.name}-{self.profile or 'default'}"
+        return Path(out).expanduser() / "sweeps" / f"{self.sweep.name}-{self.profile or 'default'}"
 
     def select(self, arm: str | Sequence[str] | None = None, **values: Any) -> Plan:
         """The runs of some arms, and of some values of the grid, e.g. ``plan.select("terse", method="sft")``.
@@ -537,7 +537,7 @@ def failures(sweep: Plan, out: str | Path) -> dict[Path, str]:
     try:
         recorded = json.loads(path.read_bytes())
         rows = [*recorded["experts"], *recorded["runs"]]
-        return {Path(out) / row["run"]: str(row["detail"]) for row in rows if row["state"] == "failed"}
+        return {Path(out).expanduser() / row["run"]: str(row["detail"]) for row in rows if row["state"] == "failed"}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise damaged(path, "it is no record of a sweep", "it: the sweep writes it again") from None
 
@@ -566,7 +566,7 @@ def summary(sweep: Plan, out: str | Path) -> pd.DataFrame:
             **planned.values,
             "seed": config.seed,
             "method": config.method,
-            "run": path.relative_to(out).as_posix(),
+            "run": path.relative_to(Path(out).expanduser()).as_posix(),
             "config": config.hash(),
             "diverged": "",
         }
@@ -598,7 +598,7 @@ def _write_record(sweep: Plan, out: str | Path, failed: Mapping[Path, str]) -> N
     def row(config: RunConfig) -> dict[str, Any]:
         now = state(config, out, failed)
         return {
-            "run": directory_of(config, out).relative_to(out).as_posix(),
+            "run": directory_of(config, out).relative_to(Path(out).expanduser()).as_posix(),
             "seed": config.seed,
             "config": config.hash(),
             "state": now.name,

@@ -185,7 +185,7 @@ def experiment_parameters(*, profile: str, out: str, **others: Any) -> Experimen
         **STANDARD,
         **{name: Parameter(type(value), value) for name, value in others.items()},
     }
-    values = check_parameters(expected, given)
+    values = check_parameters(expected, _injected() | given)
     for name, value in values.items():
         changed = value != expected[name].default
         # Folders differ from machine to machine, and a committed notebook shouldn't show whose it was.
@@ -195,11 +195,27 @@ def experiment_parameters(*, profile: str, out: str, **others: Any) -> Experimen
     return Experiment(profile=values["profile"], out=folder, values=values)
 
 
-def _declared_in_kernel(given: Mapping[str, Any]) -> dict[str, Parameter]:
-    """What the parameters cell of this kernel declares: the newest cell that declares all given names."""
+def _injected() -> dict[str, Any]:
+    """What papermill put in for the parameters: it only warns of a name that no parameter has."""
+    given: dict[str, Any] = {}
+    for source in _cells():
+        if source.startswith("# Parameters\n"):
+            for node in ast.parse(source).body:
+                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                    given[node.targets[0].id] = ast.literal_eval(node.value)
+    return given
+
+
+def _cells() -> list[str]:
+    """The cells that this kernel has run; none outside of one."""
     shell = sys.modules.get("IPython")
     current = shell.get_ipython() if shell is not None else None
-    for source in reversed(current.user_ns.get("In", []) if current is not None else []):
+    return current.user_ns.get("In", []) if current is not None else []
+
+
+def _declared_in_kernel(given: Mapping[str, Any]) -> dict[str, Parameter]:
+    """What the parameters cell of this kernel declares: the newest cell that declares all given names."""
+    for source in reversed(_cells()):
         with contextlib.suppress(ConfigError):
             declared = _declared(source, "this notebook")
             if declared.keys() >= given.keys():

@@ -471,6 +471,24 @@ def _machine() -> dict[str, str]:
     return {"host": platform.node(), "boot": boot.read_text().strip() if boot.is_file() else platform.node()}
 
 
+def contents(config: RunConfig) -> dict[str, str]:
+    """Files and folders of this machine that a config names -> twelve hex digits of what they hold; of a large file its
+    size, beginning and end."""
+    found = {}
+    for value in (config.data.problems, *config.data.test_sets, config.model.path, config.data.expert):
+        with contextlib.suppress(OSError, ValueError):
+            path = Path(value.removeprefix("policy:")).expanduser()
+            digest = hashlib.sha256()
+            for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
+                with file.open("rb") as opened:
+                    size = file.stat().st_size
+                    digest.update(f"{file.name} {size} ".encode() + opened.read(2**22))
+                    opened.seek(max(size - 2**22, 0))
+                    digest.update(opened.read())
+            found[value] = digest.hexdigest()[:12]
+    return found
+
+
 def refuse_another(run: Run, config: RunConfig) -> None:
     """A finished run is found by a hash of its config's departures from the defaults, and by its method's name: refuse
     one that was trained under other defaults, or by another declaration under that name.
@@ -486,6 +504,13 @@ def refuse_another(run: Run, config: RunConfig) -> None:
             raise RunError(
                 f"{run.path} was trained with {name} = {before.get(name)!r}, which was the default then; it is "
                 f"{after.get(name)!r} now: set it, or delete the run to train it again"
+            )
+    recorded, found = run.data.get("contents", {}), contents(config)
+    for name in recorded:
+        if name in found and recorded[name] != found[name]:
+            raise RunError(
+                f"{run.path} was trained on another {name}, whose contents have changed since; use another --out, or "
+                "delete the run to train it again"
             )
     now = methods.declaration(config.method, config)
     if run.declaration != now:

@@ -191,12 +191,11 @@ def read_tokens(
         ConfigError: models, problems or values that cannot be used, or models with different vocabularies.
         RunError: the disk is full.
     """
-    from prefix_rft_lab.core.files import write_table
+    from prefix_rft_lab.core.files import file_to_write, write_table
     from prefix_rft_lab.experiments.evaluation_run import config_for, default_split, is_run, problems_of
     from prefix_rft_lab.models.tokens import encode_problems
 
-    if out is not None and Path(out).suffix != ".parquet":
-        raise ConfigError(f"out = {str(out)!r} does not end in .parquet; give the name of a parquet file")
+    out = None if out is None else file_to_write(out, suffix=".parquet")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit = {limit} leaves no problem; give at least 1")
     if max_tokens is not None and max_tokens < 1:
@@ -243,7 +242,7 @@ def read_tokens(
     table = pd.concat(tables, ignore_index=True)
     table.attrs["tokenizer"] = tables[0].attrs["tokenizer"]
     if out is not None:
-        write_table(Path(out), table)
+        write_table(out, table)
     return Reading(table=table, dropped=dropped)
 
 

@@ -39,7 +39,7 @@ from prefix_rft_lab.algorithm import methods, prefixes
 from prefix_rft_lab.core import rng
 from prefix_rft_lab.core.config import ConfigError, RunConfig
 from prefix_rft_lab.core.errors import RunDivergedError
-from prefix_rft_lab.core.files import disk_error
+from prefix_rft_lab.core.files import check_writable, disk_error
 from prefix_rft_lab.core.types import Demonstration, EncodedProblem, Row
 from prefix_rft_lab.data import sources
 from prefix_rft_lab.data.rewards import Verifier
@@ -47,7 +47,7 @@ from prefix_rft_lab.models.generation import Completion, Request, TransformersEn
 from prefix_rft_lab.models.policy import autocast_dtype, device_of, load_policy, save_policy
 from prefix_rft_lab.models.templates import stop_ids
 from prefix_rft_lab.models.tokens import encode_problems, pad_id, step_ends
-from prefix_rft_lab.runs.run import Run, RunWriter, directory_of, refuse_another, torch_state
+from prefix_rft_lab.runs.run import Run, RunWriter, contents, directory_of, refuse_another, torch_state
 from prefix_rft_lab.runs.summary import summarise
 from prefix_rft_lab.training import measure
 from prefix_rft_lab.training.checkpoint import Checkpoints, Place
@@ -83,7 +83,8 @@ def train(
     """
     methods.check(config)
     path = directory_of(config, out)
-    if not (path / "DONE.json").is_file():
+    if not os.path.isfile(path / "DONE.json"):  # noqa: PTH113, a name that is too long is no file
+        check_writable(path)
         with torch_state(config.threads), RunWriter(config, out) as writer:
             # It may have been finished since.
             if not (path / "DONE.json").is_file():
@@ -189,6 +190,7 @@ class Trainer:
             "dropped": dict(dropped),
             "tokenizer": tokenizer_id(self.tokenizer),
             "declaration": methods.declaration(config.method, config),
+            "contents": contents(config),
         }
         for reason, count in dropped.items():
             log.warning("%d x %s", count, reason)
