@@ -10,13 +10,15 @@ import socket
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from prefix_rft_lab import cli, hub, rng
+from prefix_rft_lab import cli, hub, rng, train
 from prefix_rft_lab.config import ConfigError, DataConfig, preset
+from prefix_rft_lab.evaluation_run import evaluate_policy
 from prefix_rft_lab.policy import load_policy, load_tokenizer
-from prefix_rft_lab.tasks import readers
+from prefix_rft_lab.tasks import chains, readers
 from prefix_rft_lab.tasks.inspection import format_inspection, inspect
 from prefix_rft_lab.tasks.readers import Candidate, open_source
 from prefix_rft_lab.tasks.sources import Leaks, choose, read_problems, usable_demonstrations
@@ -625,3 +627,97 @@ def test_ids_that_restart_are_made_unique(tmp_path):
 )  # fmt: skip
 def test_copies_by_hand(one, other, copies):
     assert (one in Leaks([other])) is (other in Leaks([one])) is copies
+
+
+# ---------------------------------------------------------------- in memory
+
+
+def _frames():
+    import datasets
+    import pyarrow as pa
+
+    expected = read_problems_of(RECORDS)
+    return {
+        "list": RECORDS,
+        "generator": (r for r in RECORDS),
+        "tuple of Problems": tuple(expected),
+        "columns": _columns(RECORDS),
+        "pandas": pd.DataFrame(RECORDS),
+        "pandas with a missing cell": pd.DataFrame([*RECORDS, {"problem": None}]),
+        "numpy answers": [r | {"answer": np.int64(r["answer"]), "solution": r["solution"].encode()} for r in RECORDS],
+        "Arrow": pa.Table.from_pylist(RECORDS),
+        "Dataset": datasets.Dataset.from_list(RECORDS),
+        "DatasetDict": datasets.DatasetDict({"test": datasets.Dataset.from_list(RECORDS[:1]), "train": datasets.Dataset.from_list(RECORDS)}),
+    }  # fmt: skip
+
+
+def read_problems_of(given):
+    from tempfile import mkdtemp
+
+    return read(readers.keep(given, mkdtemp()))[0]
+
+
+@pytest.mark.parametrize("name", ["list", "generator", "tuple of Problems", "columns", "pandas", "pandas with a missing cell",
+                                  "numpy answers", "Arrow", "Dataset", "DatasetDict"])  # fmt: skip
+def test_problems_in_python_are_read_as_from_a_file(tmp_path, name):
+    assert read_problems_of(_frames()[name]) == read(write(tmp_path / "a.jsonl", RECORDS))[0]
+
+
+def test_a_polars_frame(tmp_path):
+    polars = pytest.importorskip("polars", reason="polars is not installed")
+    assert read_problems_of(polars.DataFrame(RECORDS)) == read(write(tmp_path / "a.jsonl", RECORDS))[0]
+
+
+def test_content_names_what_is_kept(tmp_path):
+    one = readers.keep(RECORDS, tmp_path)
+    assert one == readers.keep(pd.DataFrame(RECORDS), tmp_path), "equal problems, equal source"
+    assert one != readers.keep(RECORDS[:4], tmp_path)
+    assert readers.keep(tmp_path / "a.jsonl", tmp_path) == str(tmp_path / "a.jsonl")
+    assert len(list(tmp_path.iterdir())) == 2, "nothing temporary is left"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (7, "problems is a int; give dicts or Problems in a list"),
+        ([{"problem": "?", "answer": "1"}, "x"], "problems holds a text as number 2; give dicts or Problems"),
+        ([], "is empty"),
+        ([{"problem": "?", "answer": object()}], "1 x row with a gold (answer) that is an object (object)"),
+    ],
+)
+def test_what_is_no_problem_is_refused_in_one_sentence(tmp_path, given, words):
+    with pytest.raises(ConfigError) as caught:
+        read(readers.keep(given, tmp_path))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_training_gives_the_same_bits_from_wherever_problems_come(tmp_path):
+    import datasets
+
+    found = chains.problems("train", 60, expert="thorough", seed=0)
+    rows = [{"id": p.id, "problem": p.prompt, "answer": p.answer, "solution": p.demonstration} for p in found]
+    config = preset("tiny", **{"rl.steps": 2, "data.eval_problems": 8, "evaluation.hard_tries": 0, "evaluation.k": 1})
+    path = write(tmp_path / "p.jsonl", rows)
+    runs = [
+        train(config.replace(**{"data.problems": path}), out=tmp_path / "file", progress=False),
+        *(
+            train(config, problems=given, out=tmp_path / name, progress=False)
+            for name, given in {
+                "list": rows,
+                "frame": pd.DataFrame(rows),
+                "set": datasets.Dataset.from_list(rows),
+            }.items()
+        ),
+    ]
+    assert len({(run.path / "model" / "model.safetensors").read_bytes() for run in runs}) == 1
+    assert runs[1].path.name == train(config, problems=rows, out=tmp_path / "list", progress=False).path.name
+    other = train(config, problems=rows[1:], out=tmp_path / "list", progress=False)
+    assert other.path != runs[1].path, "other problems are another run"
+
+
+def test_inspect_and_evaluate_take_problems():
+    config = preset("tiny", **{"evaluation.k": 1})
+    assert inspect(config, problems=RECORDS).problems == 5
+    rows = [{"problem": p.prompt, "answer": p.answer} for p in chains.problems("test", 3)]
+    assert evaluate_policy(config, problems=rows).summary["problems"] == 3

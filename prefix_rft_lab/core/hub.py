@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal
 
 from prefix_rft_lab.core.config import ConfigError
@@ -42,6 +43,18 @@ def answers_for(name: str, kind: Literal["model", "dataset"], field: str) -> boo
         # No network, a time-out, offline by a variable, no name of a repository: the local cache has the last word.
         return False
     return True
+
+
+def files_of(source: str) -> list[Path]:
+    """The local files or folders that a source of problems names, by a path or a pattern; none for the Hub."""
+    path = Path(source).expanduser()
+    return [path] if path.exists() else sorted(path.parent.glob(path.name)) if "*" in path.name else []
+
+
+def stamp(source: str) -> tuple[tuple[str, int], ...]:
+    """Files of a source, also those in its folder, with the time when each was last written, in nanoseconds."""
+    files = (inner for file in files_of(source) for inner in (sorted(file.rglob("*")) if file.is_dir() else [file]))
+    return tuple((str(file), file.stat().st_mtime_ns) for file in files if file.is_file())
 
 
 def gated(name: str, field: str) -> str:

@@ -11,13 +11,16 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
+import hashlib
 import json
 import lzma
+import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from decimal import Decimal
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
@@ -28,7 +31,7 @@ from prefix_rft_lab.core.config import ConfigError
 from prefix_rft_lab.data import roles
 from prefix_rft_lab.data.roles import Candidate, Record
 
-__all__ = ["Candidate", "Dropped", "Record", "Source", "default_id", "is_hub_name", "open_source", "stamp"]
+__all__ = ["Candidate", "Dropped", "Record", "Source", "default_id", "is_hub_name", "keep", "open_source"]
 
 PEEK_ROWS = 1000
 """Rows whose columns are taken for those of a file: JSON lines may leave out a field that has no value."""
@@ -145,22 +148,81 @@ def is_hub_name(source: str) -> bool:
     )
 
 
-def stamp(source: str) -> tuple[int, ...]:
-    """When the files of a source were last written; empty for the Hub."""
-    files = (inner for file in _files(source) for inner in (sorted(file.rglob("*")) if file.is_dir() else [file]))
-    return tuple(file.stat().st_mtime_ns for file in files)
+# ---------------------------------------------------------------------- memory
+
+
+def keep(problems: Any, folder: str | Path) -> str:
+    """Write problems that are given in Python as JSON lines, and return the path: its name is made of their content, so that
+    equal problems are one source and others another.
+
+    Args:
+        problems: an iterable of mappings or :class:`prefix_rft_lab.types.Problem`, a pandas or polars frame, an Arrow table, a
+            ``datasets.Dataset`` (of several splits the one for training), or a path or Hub name, which is returned.
+        folder: where the file is written.
+
+    Raises:
+        ConfigError: what holds no problems, and an element that is none.
+    """
+    if isinstance(problems, (str, Path)):
+        return str(problems)
+    lines = [
+        json.dumps({str(key): cell for key, cell in row.items() if not roles.is_missing(cell)}, default=_plain) + "\n"
+        for row in _given(problems)
+    ]
+    name = hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+    path = Path(folder) / f"{name}.jsonl"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.replace(path)
+    return str(path)
+
+
+def _given(problems: Any) -> Iterator[Mapping[str, Any]]:
+    """Rows of what is given in Python, known by what it can do, so that none of these libraries is imported."""
+    if isinstance(problems, Mapping) and any(hasattr(found, "column_names") for found in problems.values()):
+        problems = problems.get("train") or next(iter(problems.values()))
+    if hasattr(problems, "itertuples"):
+        problems = problems.to_dict("records")
+    elif hasattr(problems, "iter_rows"):
+        problems = problems.iter_rows(named=True)
+    elif hasattr(problems, "to_batches"):
+        problems = problems.to_pylist()
+    elif isinstance(problems, Mapping):
+        problems = _unfold(problems)
+    if not isinstance(problems, Iterable):
+        raise ConfigError(
+            f"problems is {_kind(problems)}; give dicts or Problems in a list, a pandas or polars frame, a datasets.Dataset, a path, "
+            "or the name of a data set on the Hub"
+        )
+    for number, row in enumerate(problems, 1):
+        found = asdict(row) if is_dataclass(row) and not isinstance(row, type) else row
+        if not isinstance(found, Mapping):
+            raise ConfigError(f"problems holds {_kind(row)} as number {number}; give dicts or Problems")
+        yield found
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON does not know, as one that it knows; what is neither a text nor a number stays an object, so that it is
+    never read as text."""
+    if roles.is_missing(value):
+        return None
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return {"bytes": len(value)}
+    return str(value) if isinstance(value, Decimal) else {type(value).__name__: None}
 
 
 # ---------------------------------------------------------------------- containers
 
 
-def _files(source: str) -> list[Path]:
-    path = Path(source).expanduser()
-    return [path] if path.exists() else sorted(path.parent.glob(path.name)) if "*" in path.name else []
-
-
 def _rows(source: str, field: str) -> Iterator[dict[str, Any]]:
-    if files := _files(source):
+    if files := hub.files_of(source):
         return chain.from_iterable(_file(file, f"{field} = {str(file)!r}") for file in files)
     if is_hub_name(source) and not Path(source).parent.is_dir():
         return _hub(source, field)

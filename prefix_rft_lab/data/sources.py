@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from prefix_rft_lab.core import rng
-from prefix_rft_lab.core.config import ConfigError, DataConfig
+from prefix_rft_lab.core import hub, rng
+from prefix_rft_lab.core.config import ConfigError, DataConfig, RunConfig
 from prefix_rft_lab.core.types import Problem
 from prefix_rft_lab.data import chains, readers
 from prefix_rft_lab.data.answers import boxed_answer, complete_gold, golds
@@ -25,6 +28,17 @@ _GSM8K_END = re.compile(r"\n?####\s*.*\s*$")
 def splits(config: DataConfig) -> tuple[str, ...]:
     """Names of the splits that the source has."""
     return chains.SPLITS if config.problems == "chains" else ("train", "validation", "test")
+
+
+def with_problems(config: RunConfig, problems: Any, folder: str | Path | None = None) -> RunConfig:
+    """The config with problems that are given in Python (:func:`prefix_rft_lab.data.readers.keep`); without any as it is.
+
+    ``folder`` keeps them, by default one for temporary files.
+    """
+    if problems is None:
+        return config
+    folder = folder or Path(tempfile.gettempdir()) / "prefix_rft_lab"
+    return config.replace(**{"data.problems": readers.keep(problems, folder)})
 
 
 def load_problems(config: DataConfig, split: str) -> tuple[list[Problem], Counter[str]]:
@@ -48,7 +62,7 @@ def load_problems(config: DataConfig, split: str) -> tuple[list[Problem], Counte
         found = chains.problems(split, count, expert=written, seed=config.seed)
         reasons = Counter[str]()
     else:
-        stamps = tuple(map(readers.stamp, (config.problems, *config.test_sets)))
+        stamps = tuple(map(hub.stamp, (config.problems, *config.test_sets)))
         rows, dropped = _read_once(config.model_dump_json(), stamps)
         reasons = Counter(dropped)
         order = rng.generator(config.seed, "file/order").permutation(len(rows))
@@ -93,7 +107,7 @@ def thin_demonstrations(problems: list[Problem], fraction: float, seed: int) -> 
 
 
 @lru_cache(maxsize=1)
-def _read_once(config: str, stamps: tuple[tuple[int, ...], ...]) -> tuple[list[Problem], Dropped]:
+def _read_once(config: str, stamps: tuple[tuple[tuple[str, int], ...], ...]) -> tuple[list[Problem], Dropped]:
     """All splits are cuts of one reading: a large set is not read once for each."""
     return read_problems(DataConfig.model_validate_json(config))
 

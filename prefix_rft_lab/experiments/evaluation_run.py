@@ -118,7 +118,8 @@ def default_split(model: str, config: RunConfig) -> str:
 def evaluate_policy(
     config: RunConfig,
     *,
-    split: str = "test",
+    problems: Any = None,
+    split: str | None = None,
     limit: int | None = None,
     out: str | Path | None = None,
     progress: Callable[[int, str], None] | None = None,
@@ -127,8 +128,9 @@ def evaluate_policy(
 
     Args:
         config: policy, problems, lengths, ``evaluation.k`` and ``evaluation.temperature``; see :func:`config_for`.
+        problems: problems in place of ``data.problems``, as :func:`prefix_rft_lab.train` takes them.
         split: ``test``, ``validation``, ``train`` or (embedded world) ``ood``, or ``all``: every row of a file, with none
-            held out; see :func:`default_split`.
+            held out; see :func:`default_split`. By default ``all`` of ``problems``, else ``test``.
         limit: only the first so many problems.
         out: a ``.parquet`` file for the table; the summary goes beside it as ``.json``. While it is sampled, each full batch
             is kept in a hidden file beside it, so that an interrupted evaluation goes on where it stopped.
@@ -141,11 +143,15 @@ def evaluate_policy(
     out = None if out is None else file_to_write(out, suffix=".parquet")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit = {limit} leaves no problem; give at least 1")
-    problems, dropped = problems_of(config, split)
+    from prefix_rft_lab.data.sources import with_problems
+
+    split = split or ("test" if problems is None else "all")
+    config = with_problems(config, problems, None if out is None else Path(out).parent / "problems")
+    chosen, dropped = problems_of(config, split)
     with torch_state(config.threads), _Sampler(config, progress) as sampler:
         return sampler.evaluate(
             config,
-            problems[:limit],
+            chosen[:limit],
             dropped,
             split=split,
             purpose=f"final/{split}",

@@ -57,6 +57,7 @@ class Inspection:
 def inspect(
     config: RunConfig,
     *,
+    problems: Any = None,
     tokenizer: Any = None,
     verify: bool = True,
     progress: Callable[[int, str], None] | None = None,
@@ -65,6 +66,7 @@ def inspect(
 
     Args:
         config: where the problems are and what is left out (``data``, ``rollout`` lengths with a tokenizer).
+        problems: problems in place of ``data.problems``, as :func:`prefix_rft_lab.train` takes them.
         tokenizer: counts lengths in tokens, and leaves out what is too long as a training would.
         verify: whether each answer is read and each demonstration graded (about a millisecond each).
         progress: called with (problems done, a line that says so) now and then.
@@ -74,6 +76,7 @@ def inspect(
     """
     from prefix_rft_lab.models.tokens import encode_problems
 
+    config = sources.with_problems(config, problems)
     if config.data.problems == "chains":
         raise ConfigError("data.problems = 'chains' is the embedded world; give a file or a data set on the Hub")
     offered: Counter[int] = Counter()

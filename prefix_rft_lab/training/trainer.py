@@ -61,6 +61,7 @@ log = logging.getLogger(__name__)
 def train(
     config: RunConfig,
     *,
+    problems: Any = None,
     out: str | Path = "runs",
     progress: bool = True,
     on_step: Callable[[dict[str, Any]], None] | None = None,
@@ -72,6 +73,8 @@ def train(
 
     Args:
         config: the run; see :func:`prefix_rft_lab.core.config.preset`.
+        problems: problems in place of ``data.problems``: dicts or Problems in a list, a pandas or polars frame, a
+            ``datasets.Dataset``. They are kept in ``out/problems``, in a file that is named by their content.
         out: folder of all runs.
         progress: show a progress bar with step, reward, entropy, prefix ratio and time to go.
         on_step: called with each line of ``metrics.jsonl``.
@@ -82,6 +85,7 @@ def train(
         RunDivergedError: (a :class:`RunError`) loss or weights became no numbers, now or when it was trained.
     """
     methods.check(config)
+    config = sources.with_problems(config, problems, Path(out) / "problems")
     path = directory_of(config, out)
     if not os.path.isfile(path / "DONE.json"):  # noqa: PTH113, a name that is too long is no file
         check_writable(path)
@@ -161,6 +165,13 @@ class Trainer:
                 f"data.problems = {config.data.problems!r} leaves no validation problem whose prompt fits "
                 f"rollout.max_prompt_tokens = {config.rollout.max_prompt_tokens}; raise it or bring other problems"
             )
+        for split in set(config.evaluation.final_splits) & set(sources.splits(config.data)):
+            # Before the first step, not after the last one.
+            if not encode_problems(self.tokenizer, sources.load_problems(config.data, split)[0], config)[0]:
+                raise ConfigError(
+                    f"data.problems = {config.data.problems!r} leaves no problem for evaluation.final_splits = {split!r} whose "
+                    f"prompt fits rollout.max_prompt_tokens = {config.rollout.max_prompt_tokens}; raise it or bring others"
+                )
         if config.data.expert == "self" or config.data.expert.startswith(("policy:", "run:")):
             train_problems = self._write_demonstrations(train_problems)
         with_demonstration = sum(bool(p.demonstrations) for p in train_problems)
