@@ -456,6 +456,10 @@ def test_inspection_by_hand(tmp_path):
     assert found.lengths["problem, characters"]["longest"] == 6
     text = format_inspection(found)
     assert "5 rows, 4 problems that can be used, 3 with a demonstration" in text
+    assert "problem from problem (5)" in text
+    assert "demonstration from solution (3)" in text
+    assert "columns not used: none" in text
+    assert inspect(preset("tiny"), problems=[{"Question": "?", "gt": 1, "hint": "x"}]).unused == ["hint"]
     assert "left out: 1 x problem that occurred before (a-4)" in text
     assert "problems with a demonstration that is graded wrong: 1 (a-2)" in text
 

@@ -14,6 +14,7 @@ from prefix_rft_lab.core.types import Problem
 from prefix_rft_lab.data import sources
 from prefix_rft_lab.data.answers import golds
 from prefix_rft_lab.data.rewards import Verifier
+from prefix_rft_lab.data.roles import spelling
 
 QUANTILES = {"10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99, "longest": 1.0}
 
@@ -49,6 +50,12 @@ class Inspection:
     lengths: dict[str, dict[str, float]]
     """Text -> quantile -> length, in characters or, with a tokenizer, tokens."""
     first: Problem
+
+    @property
+    def unused(self) -> list[str]:
+        """Columns that were taken for nothing."""
+        taken = {part.partition(".")[0] for by in self.used.values() for name in by for part in name.split("+")}
+        return [name for name in self.columns if spelling(name) not in taken]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -147,6 +154,8 @@ def format_inspection(found: Inspection, *, shown: int = 5, characters: int = 30
 
     lines = [
         f"{found.source}: columns {', '.join(found.columns)}",
+        *(f"{role} from " + ", ".join(f"{c} ({n})" for c, n in by.items()) for role, by in found.used.items()),
+        "columns not used: " + (", ".join(found.unused) or "none"),
         f"{found.rows} rows, {found.problems} problems that can be used, {found.demonstrated} with a demonstration",
         "demonstrations in a row: " + ", ".join(f"{n} in {rows} rows" for n, rows in found.offered.items()),
     ]
