@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import select
 import subprocess
@@ -18,12 +19,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from prefix_rft_lab.data import answers
-from prefix_rft_lab.data.answers import boxed_answer, extract_answer
+from prefix_rft_lab.data.answers import Quantity, boxed_answer, extract_answer
 
 __all__ = ["Verifier", "boxed_answer", "extract_answer", "parse", "readable", "verify"]
+
+DIGITS = 6
+"""Significant digits to which a decimal is compared with a number that no decimal of its length equals."""
+LARGE = 100_000
+"""Decimal digits of an integer that is still worked out; a larger one is compared by its logarithm."""
 
 
 def parse(answer: str) -> list[Any]:
@@ -31,40 +38,216 @@ def parse(answer: str) -> list[Any]:
     from math_verify import LatexExtractionConfig
     from math_verify import parse as read
 
-    def with_config(config: Any) -> list[Any]:
-        # The child is killed from outside, so math-verify's own signal-based limits are switched off.
-        return read(f"\\boxed{{{answer}}}", extraction_config=[config], parsing_timeout=None)
-
     usual = LatexExtractionConfig()
-    found = with_config(usual)
-    if any(not isinstance(item, str) for item in found) or not re.search(r"[A-Za-z]\}?\s*\Z", answer):
-        return found
-    # Letters at the end are taken off as units, so that nothing sensible is left of "a + b + c".
-    return with_config(replace(usual, normalization_config=replace(usual.normalization_config, units=False)))
+    # Letters at the end are factors: units are words, and those are taken off before. The child is killed from
+    # outside, so math-verify's own signal-based limits are switched off.
+    config = replace(usual, normalization_config=replace(usual.normalization_config, units=False))
+    return read(f"\\boxed{{{answers.exact(answer)}}}", extraction_config=[config], parsing_timeout=None)
 
 
 def verify(answer: str, gold: str) -> bool:
-    """Whether ``answer`` and ``gold`` (both without box) are the same, as math-verify sees it once both are normalised."""
-    from math_verify import verify as compare
-
-    def same(left: str, right: str) -> bool:
-        # "1 < x < 2" is the interval (1, 2).
-        return bool(compare(parse(right), parse(left), timeout_seconds=None, allow_set_relation_comp=True))
-
-    if answers.contradict(answer, gold):
+    """Whether ``answer`` and ``gold`` (both without box) are the same: the words by :mod:`prefix_rft_lab.data.answers`,
+    the mathematics by math-verify, with exact comparisons in place of its rounded ones."""
+    if None not in (bases := [answers.base(answer), answers.base(gold)]) and bases[0] != bases[1]:
         return False
     answer, gold = answers.normalise(answer), answers.normalise(gold)
-    if sides := answers.numeric_sides(answer):
-        if not same(*sides):
-            return False
-        answer = sides[-1]
-    if same(answer, gold):
+    if answer == gold and answer:
         return True
-    if "\\cup" in gold and answers.union(answer) != answer:
-        return same(answers.union(answer), gold)
-    plain = answers.without_percent(answer), answers.without_percent(gold)
-    # "4.2%" for "4.2": the percent sign is a unit when one of the two leaves it out.
-    return [plain[0] == answer, plain[1] == gold].count(True) == 1 and same(*plain)
+    times = answers.clock(answer), answers.clock(gold)
+    if times[0] and times[1] and (times[0][3] or times[1][3]):
+        return times[0][:3] == times[1][:3] and (None in (times[0][3], times[1][3]) or times[0][3] == times[1][3])
+    mine, theirs = answers.quantities(answer), answers.quantities(gold)
+    if not any(q.value for q in mine) or not any(q.value for q in theirs):
+        return _same_words(mine, theirs, answer, gold)
+    if len(mine) == len(theirs) == 1:
+        return _same_quantity(mine[0], theirs[0])
+    if len(mine) == len(theirs):
+        # Of several quantities each has to be met, in any order.
+        left = list(theirs)
+        for quantity in mine:
+            met = next((q for q in left if not answers.contradict(quantity, q, strictly=True) and _same_quantity(quantity, q)), None)
+            if met is None:
+                return False
+            left.remove(met)
+        return True
+    units = [q.unit() for q in mine + theirs]
+    if None not in units and len({u[0] for u in units if u}) == 1:
+        # "3 hours 20 minutes" is "200 minutes".
+        totals = [r" + ".join(rf"({q.value}) \cdot \frac{{{u[1].numerator}}}{{{u[1].denominator}}}" for q in side if (u := q.unit())) for side in (mine, theirs)]
+        return _same(*totals)
+    return False
+
+
+def _same_words(mine: list[Quantity], theirs: list[Quantity], answer: str, gold: str) -> bool:
+    """Answers of words alone, as a list in any order."""
+    def words(text: str) -> list[str]:
+        plain = re.sub(r"\\text|\\[,;:! ]|[{}()\\$]", " ", text).casefold()
+        plain = re.sub(r"\A ?(?:the )?(?:\w+ )?(?:answer|result|solution)(?: is|:) ?", "", " ".join(plain.split()))
+        return sorted("".join(re.findall(r"\w+", part)) for part in re.split(r",| and | or ", plain) if part.strip())
+
+    return words(answer) == words(gold) != []
+
+
+def _same_quantity(answer: Quantity, gold: Quantity) -> bool:
+    if answers.contradict(answer, gold) or not answer.value or not gold.value:
+        return False
+    units = answer.unit(), gold.unit()
+    left, right = answer.value, gold.value
+    if sides := answers.numeric_sides(left):
+        if not _same(*sides):
+            return False
+        left = sides[-1]
+    percent = [bool(u and u[0] == (("percent", 1),)) for u in units]
+    if units[0] and units[1] and units[0] != units[1]:
+        if units[0][0] != units[1][0]:
+            return False
+        scale = units[0][1] / units[1][1]
+        return _same(rf"({left}) \cdot \frac{{{scale.numerator}}}{{{scale.denominator}}}", right)
+    if percent[0] != percent[1] and None in units:
+        # "50%" is 50 where the other leaves the sign out, or one half.
+        hundredth = [rf"\frac{{{value}}}{{100}}" if p else value for value, p in zip((left, right), percent, strict=True)]
+        return _same(left, right) or _same(*hundredth)
+    if _same(left, right):
+        return True
+    if "\\cup" in right and answers.union(left) != left:
+        return _same(answers.union(left), right)
+    # "5 m": in an answer to a plain number a letter after a space is a unit.
+    metres = re.fullmatch(r"(-?[\d./]+) [mgshlL]", left)
+    return bool(metres and re.fullmatch(r"-?[\d./]+", right) and _same(metres[1], right))
+
+
+def _same(answer: str, gold: str) -> bool:
+    """Whether two values without words are the same."""
+    _make_exact()
+    from math_verify import verify as compare
+
+    given = [answers.significant_digits(text) for text in (answer, gold)]
+    digits = 0 if given == [None, None] else max(DIGITS, given[1] or 0)
+    found = [_region(text) or parse(text) for text in (gold, answer)]
+    # "1 < x < 2" is the interval (1, 2).
+    return bool(compare(*found, float_rounding=digits, timeout_seconds=None, allow_set_relation_comp=True))
+
+
+def _region(text: str) -> list[Any]:
+    """What inequalities with "or" or "and" describe, as a set; empty for anything else."""
+    from sympy import Intersection, Union
+
+    def as_set(part: str) -> Any:
+        return next(found for found in parse(part) if not isinstance(found, str)).as_set()
+
+    if "\\lor" not in text and "\\land" not in text:
+        return []
+    return [Union(*(Intersection(*map(as_set, part.split("\\land"))) for part in text.split("\\lor")))]
+
+
+def _make_exact() -> None:
+    """math-verify's comparisons of numbers, equations and names, which round, replaced by exact ones."""
+    from math_verify import grader
+
+    grader.sympy_numeric_eq = _same_number
+    grader.sympy_symbolic_eq = _same_expression
+    grader.sympy_solve_and_compare = _same_solutions
+    grader.sympy_compare_symbols = _same_symbol
+
+
+def _same_number(gold: Any, answer: Any, digits: int, precision: int) -> bool:
+    """Exactly equal; or, where one was a decimal, equal to ``digits`` significant digits, unless the gold is an integer."""
+    from sympy import Abs, I, Integer, MatrixBase, Symbol
+
+    if isinstance(gold, MatrixBase) or isinstance(answer, MatrixBase):
+        pairs = zip(gold.doit().flat(), answer.doit().flat(), strict=True)
+        return bool(gold.shape == answer.shape) and all(_same_number(g, a, digits, precision) for g, a in pairs)
+    if gold == answer:
+        return True
+    if max(_digits(gold), _digits(answer)) > LARGE:
+        from sympy import expand_log
+
+        return bool(expand_log(_logarithm(gold) - _logarithm(answer), force=True) == 0)
+    imaginary = {s: I for s in gold.free_symbols | answer.free_symbols if s.name == "i"}
+    if any(s.name not in "i" for s in gold.free_symbols | answer.free_symbols):
+        return bool((gold - answer).expand() == 0)
+    gold, answer = (value.doit().subs(imaginary).doit() for value in (gold, answer))
+    if gold.is_Rational and answer.is_Rational and not digits:
+        return bool(gold == answer)
+    g, a = gold.evalf(60), answer.evalf(60)
+    if digits and not gold.is_Integer and g.is_real and a.is_real:
+        return bool(_rounded(g, digits) == _rounded(a, digits))
+    if gold.is_Rational and answer.is_Rational:
+        return bool(gold == answer)
+    if not bool(Abs(g - a) <= Abs(g) * 10 ** Integer(-40)):
+        return False
+    return bool((gold - answer).equals(0) is not False)
+
+
+def _same_expression(gold: Any, answer: Any) -> bool:
+    """Whether the difference of two expressions is simplified to zero."""
+    from sympy import MatrixBase, simplify
+
+    if not isinstance(gold, MatrixBase) and max(_digits(gold), _digits(answer)) > LARGE:
+        return False
+    difference = simplify(gold - answer)
+    return bool(difference.is_zero_matrix if isinstance(difference, MatrixBase) else difference.is_zero)
+
+
+def _rounded(number: Any, digits: int) -> str:
+    return f"{Decimal(str(number)):.{digits - 1}e}"
+
+
+def _digits(value: Any) -> float:
+    """A bound of the decimal digits of a number and of what it is made of, without working it out."""
+    from sympy import factorial
+
+    inner = max((_digits(argument) for argument in value.args), default=0.0)
+    if value.is_Integer:
+        return value.p.bit_length() / 3
+    if inner > LARGE:
+        return inner
+    if isinstance(value, factorial) and value.args[0].is_number:
+        n = abs(float(value.args[0].doit())) if inner < 9 else 10.0**9
+        return max(inner, n * math.log10(n + 10))
+    if value.is_Pow and value.exp.is_number and value.base.is_number:
+        return max(inner, _digits(value.base) * (abs(float(value.exp.doit())) if _digits(value.exp) < 9 else 10.0**9))
+    return inner
+
+
+def _logarithm(value: Any) -> Any:
+    """The logarithm of a positive number that is too large to be worked out, symbolically."""
+    from sympy import Function, factorial, log
+
+    if value.is_Mul:
+        return sum(map(_logarithm, value.args))
+    if value.is_Pow:
+        return (value.exp.doit() if _digits(value.exp) <= LARGE else value.exp) * _logarithm(value.base)
+    if isinstance(value, factorial) and _digits(value) > LARGE:
+        return Function("log_factorial")(value.args[0])
+    return Function("log_sum")(value) if _digits(value) > LARGE else log(value)
+
+
+def _same_solutions(gold: Any, answer: Any, digits: int, precision: int) -> bool:
+    """Whether two equations are multiples of each other, or have the same solutions, complex ones included."""
+    from sympy import Dummy, Eq, simplify, solve
+
+    if not (isinstance(gold, Eq) and isinstance(answer, Eq)):
+        ratio = simplify((gold.lhs - gold.rhs) / (answer.lhs - answer.rhs))
+        if ratio.is_number:
+            return bool(ratio.is_positive if gold.func is answer.func else ratio.is_negative and gold.func is answer.reversed.func)
+        solved = [relation.as_set() for relation in (gold, answer)]
+        return bool(solved[0] == solved[1]) and not solved[0].is_empty
+    symbols = {s: Dummy(s.name) for s in gold.free_symbols | answer.free_symbols}
+    left, right = ((relation.lhs - relation.rhs).subs(symbols) for relation in (gold, answer))
+    ratio = simplify(left / right)
+    if ratio.is_number:
+        return bool(ratio.is_nonzero)
+    if gold.free_symbols != answer.free_symbols:
+        return False
+    solved = [set(map(str, solve(side, *symbols.values(), dict=True))) for side in (left, right)]
+    return bool(solved[0]) and solved[0] == solved[1]
+
+
+def _same_symbol(gold: Any, answer: Any) -> bool:
+    """Whether two names are the same, whatever their case; a name is not the product of its letters."""
+    names = ["e" if str(value) == "E" else str(value) for value in (gold, answer)]
+    return names[0].lower() == names[1].lower() if max(map(len, names)) > 1 else names[0] == names[1]
 
 
 def readable(gold: str) -> bool:
@@ -178,7 +361,7 @@ class Verifier:
             text=True,
         )
         # Importing SymPy takes seconds and must not count against the first pair.
-        if self._exchange(("1", "1"), 120) is not True:
+        if self._exchange(("2/4", "1/2"), 120) is not True:
             self.close()
             raise RuntimeError(
                 "the verifier process did not start; run 'python -m prefix_rft_lab doctor' to see whether math-verify imports"
