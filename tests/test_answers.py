@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from fractions import Fraction
+
 import pytest
 
 from prefix_rft_lab import answers
-from prefix_rft_lab.answers import complete_gold, extract_answer, final_answers, golds, normalise
+from prefix_rft_lab.answers import complete_gold, extract_answer, final_answers, golds, normalise, quantities
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,7 @@ def test_a_gold_is_completed_only_by_a_list_that_holds_it(answer, solution, acce
         ("7.", "7"),
         (r"7\,", "7"),
         (r"\text{(E)},", r"\text{(E)}"),
-        (r"\left(1,2\right.", r"\left(1,2\right."),
+        (r"\left(1,2\right.", r"(1,2\right."),
         (r"1{,}008{,}016", "1008016"),
         (r"11,\! 111,\! 111,\! 100", "11111111100"),
         (r"1\,000", "1000"),
@@ -107,7 +110,12 @@ def test_a_gold_is_completed_only_by_a_list_that_holds_it(answer, solution, acce
         ("1 1/2", r"1\frac{1}{2}"),
         (r"0.\overline{3}", r"\frac{3}{9}"),
         (r"1.2\overline{45}", r"\frac{1233}{990}"),
-        (r"2, 3, \text{ and } 4", "2, 3, 4"),
+        (r"2, 3, \text{ and } 4", "2, 3, and 4"),
+        ("２√３", r"2\sqrt{3}"),
+        ("1.5e-3", r"1.5\cdot 10^{-3}"),
+        ("10^-7", "10^{-7}"),
+        ("3, 6, ..., 15", "3, 6, 9, 12, 15"),
+        (r"0.1\dot{6}", r"\frac{15}{90}"),
         (r"\approx 8.24", "8.24"),
         (r"\frac\pi 2", r"\frac{\pi}{2}"),
         (r"\boxed{3}", "3"),
@@ -118,27 +126,36 @@ def test_normalised(answer, plain):
 
 
 @pytest.mark.parametrize(
-    ("answer", "unit"),
+    ("answer", "dimensions", "size"),
     [
-        (r"5\text{ cm}", "centimetre"),
-        ("5 centimeters", "centimetre"),
-        (r"15\mbox{ cm}^2", "centimetre"),
-        (r"32\text{ square inches}", "inch"),
-        (r"\$36", "dollar"),
-        (r"382 \text{ dollars}", "dollar"),
-        (r"30^\circ", "degree"),
-        (r"30^{\circ}", "degree"),
-        (r"8\!:\!34 \text{ p.m.}", "p.m."),
-        (r"\frac{11}{15}\text{ days}", "day"),
-        ("$36$", None),
-        ("36", None),
-        (r"14\text{ right triangles}", None),
-        ("x^2", None),
-        (r"\sqrt{2}", None),
+        (r"5\text{ cm}", {"length": 1}, Fraction(1, 100)),
+        ("5 centimeters", {"length": 1}, Fraction(1, 100)),
+        (r"15\mbox{ cm}^2", {"length": 2}, Fraction(1, 10_000)),
+        (r"32\text{ square meters}", {"length": 2}, 1),
+        (r"\$36", {"money": 1}, 1),
+        (r"382 \text{ dollars}", {"money": 1}, 1),
+        (r"30^{\circ}", {"angle": 1}, 1),
+        ("5 km/h", {"length": 1, "time": -1}, Fraction(1000, 3600)),
+        (r"\frac{11}{15}\text{ days}", {"time": 1}, 86_400),
+        ("$36$", None, None),
+        (r"14\text{ right triangles}", None, None),
+        ("x^2", None, None),
+        (r"\pi r^2 h", None, None),
     ],
 )
-def test_units(answer, unit):
-    assert answers.unit(answer) == unit
+def test_units(answer, dimensions, size):
+    (quantity,) = quantities(normalise(answer))
+    assert quantity.unit() == (None if dimensions is None else (tuple(sorted(dimensions.items())), size))
+
+
+@pytest.mark.parametrize(
+    "unit", [" ", "\\,", ",", ".", "1,", "\\text{", "(", "{", "9", "e", "'", "\\ldots", "^", "$", "-", "and "]
+)
+def test_long_hostile_answers_are_normalised_in_linear_time(unit):
+    text = "x" + unit * (1900 // len(unit)) + "y"
+    start = time.monotonic()
+    answers.bare(text), quantities(normalise(text)), final_answers(f"\\boxed{{{text}}}")
+    assert time.monotonic() - start < 2.0
 
 
 def test_bare_answers_tell_writing_from_value():

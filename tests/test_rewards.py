@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 
 from prefix_rft_lab.rewards import Verifier, boxed_answer, extract_answer
@@ -241,6 +245,142 @@ def test_responses_with_several_boxes(verifier, text, gold, score):
     assert verifier.score(text, gold) == score
 
 
+# Kind: answer, gold, whether they are the same.
+KINDS = {
+    "typed": [
+        ("3√7", r"3\sqrt{7}", 1),
+        ("sqrt(7)/2", r"\frac{\sqrt{7}}{2}", 1),
+        ("60°", r"60^\circ", 1),
+        ("pi/6", r"\frac{\pi}{6}", 1),
+        ("10^-5", "0.00001", 1),
+        ("3*x**2", "3x^2", 1),
+        ("**9**", "9", 1),
+        (r"\boldsymbol{9}", "9", 1),
+        (r"{\bf 9}", "9", 1),
+        (r"\textcolor{red}{9}", "9", 1),
+        (r"\text{The answer is }9", "9", 1),
+        ("7e5", "700000", 1),
+        ("7e5", "7e6", 0),
+        (r"6.4 \times 10^{8}", "6.4e8", 1),
+        ("-0.5", "-1./2", 1),
+        (r"\arcsin(3/7)", "np.arcsin(3/7)", 1),
+        (r"2+5\mathrm{i}", "2+5i", 1),
+        (r"\frac{3\pm\sqrt{2}}{4}", r"\frac{3-\sqrt{2}}{4}, \frac{3+\sqrt{2}}{4}", 1),
+        (r"0.272727\ldots", r"\frac{3}{11}", 1),
+        ("(D)", r"\text{D.}", 1),
+        (r"x<-1 \text{ or } x>5", r"(-\infty,-1)\cup(5,\infty)", 1),
+    ],
+    "words": [
+        (r"2\text{ hours }15\text{ minutes}", r"2\text{ hours }45\text{ minutes}", 0),
+        (r"2\text{ hours }15\text{ minutes}", r"135\text{ minutes}", 1),
+        ("2", r"2\text{ hours }45\text{ minutes}", 0),
+        (r"10\text{ m/s}", r"36\text{ km/h}", 1),
+        (r"10\text{ m/s}", r"10\text{ km/h}", 0),
+        (r"8\text{ km east}", r"8\text{ km west}", 0),
+        (r"15\%\text{ decrease}", r"15\%\text{ increase}", 0),
+        (r"9\text{ is not the answer}", "9", 0),
+        (r"9\text{ (or 4)}", "9", 0),
+        (r"4\text{ million}", "4000000", 1),
+        (r"4\text{ million}", r"4\text{ billion}", 0),
+        (r"4:20\text{ p.m.}", r"2:10\text{ p.m.}", 0),
+        (r"7:00\text{ a.m.}", r"7\text{ a.m.}", 1),
+        (r"4\text{ red and }1\text{ blue}", r"1\text{ red and }4\text{ blue}", 0),
+        (r"9\text{ ways}", "9", 1),
+        ("£8", "8", 1),
+    ],
+    "mathematics": [
+        ("2^{-80}", "2^{-81}", 0),
+        ("10^{-20}x", "10^{-21}x", 0),
+        ("1-3^{-50}", "1-3^{-51}", 0),
+        ("0.00000012", "0.00000013", 0),
+        (r"\pi r", r"\pi r h", 0),
+        ("7", "7xy", 0),
+        ("x^2+4=0", "x^2+9=0", 0),
+        ("3x^2+12=0", "x^2+4=0", 1),
+        ("g(x)=3x", "g'(x)=3x", 0),
+        ("6'", "6''", 0),
+        (r"\{2,4,20\}", r"\{2,4,\ldots,20\}", 0),
+        ("3,6,9", r"3,6,9,\ldots", 0),
+        ("Leo", "Elo", 0),
+        ("TTH", "THT", 0),
+        ("3xy", "3yx", 1),
+        (r"\sin 20^\circ", r"\cos 70^\circ", 1),
+        (r"\sin 20^\circ", r"\cos 71^\circ", 0),
+        (r"10^{10^{10}}", "7", 0),
+        (r"4^{10^{9}}", r"2^{2\cdot 10^{9}}", 1),
+        (r"4^{10^{9}}", r"2^{2\cdot 10^{9}+1}", 0),
+        ("10!!!!", "8", 0),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_that_are_easily_confused(verifier, kind):
+    slow = verifier.timeouts
+    wrong = [case for case in KINDS[kind] if verifier.score(f"So it is $\\boxed{{{case[0]}}}$.", case[1]) != case[2]]
+    assert not wrong
+    assert verifier.timeouts == slow
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "score"),
+    [
+        (r"so $\boxed\frac34$.", "3/4", 1),
+        (r"\boxed{8}, where I used \boxed as asked.", "8", 1),
+        (r"\boxed{3} is wrong and the right value is \boxed{8}.", "8", 1),
+        (r"\boxed{8}, not \boxed{3}.", "8", 1),
+        (r"\boxed{3} is not the answer.", "3", 0),
+        (r"\boxed{8}, or to be precise \boxed{", "8", 0),
+    ],
+)
+def test_boxes_that_are_named_or_rejected(verifier, text, gold, score):
+    assert verifier.score(text, gold) == score
+
+
+TYPED_ANEW = {
+    "dollars": "${}$",
+    "braces": "{{{}}}",
+    "bold": r"\mathbf{{{}}}",
+    "markdown": "**{}**",
+    "spaces": "  {} ",
+    "stop": "{}.",
+    "label": r"\text{{The answer is }}{}",
+    "box": r"\boxed{{{}}}",
+}
+
+
+@pytest.mark.parametrize("way", TYPED_ANEW)
+def test_what_is_right_stays_right_in_other_type(verifier, way):
+    """Every pair of numbers and expressions keeps its grade when the answer is typed in another way."""
+    pairs = [case for kind in ("fractions and numbers", "expressions") for case in HARD[kind]]
+    moved = [
+        (answer, gold)
+        for answer, gold, right in pairs
+        if right and verifier.score(f"\\boxed{{{TYPED_ANEW[way].format(answer)}}}", gold) != 1.0
+    ]
+    assert not moved
+
+
+@pytest.mark.parametrize("name", ["math_train.jsonl", "gsm8k_train.jsonl"])
+def test_own_answers_are_right_and_others_wrong_on_real_problems(name):
+    folder = os.environ.get("PREFIX_RFT_LAB_DATA")
+    if not folder:
+        pytest.skip("PREFIX_RFT_LAB_DATA names no folder with math_train.jsonl and gsm8k_train.jsonl")
+    from prefix_rft_lab.tools.grading import grade
+
+    found = grade(str(Path(folder) / name), limit=300)
+    assert found.own_right == found.graded
+    assert found.others_wrong == found.others
+
+
+def test_handed_cases(verifier):
+    folder = os.environ.get("PREFIX_RFT_LAB_CASES")
+    if not folder:
+        pytest.skip("PREFIX_RFT_LAB_CASES names no folder with grading.jsonl")
+    cases = [json.loads(line) for line in (Path(folder) / "grading.jsonl").read_text().splitlines() if line.strip()]
+    assert [c["id"] for c in cases if verifier.score(c["response"], c["gold"]) != c["expected"]] == []
+
+
 def test_golds_that_cannot_be_read_are_told(verifier):
     for gold in ("7", r"\frac{1}{2}", "a + b + c", r"\text{Evelyn}", r"\boxed{-3} \boxed{5, -3}"):
         assert verifier.readable(gold), gold
@@ -291,11 +431,11 @@ def test_a_hang_ends_at_the_limit_is_counted_and_the_next_pair_works():
     with Verifier(time_limit=1.0) as verifier:
         assert verifier.score(r"\boxed{2/4}", "1/2") == 1.0
         first = verifier._process
-        assert verifier.score(r"\boxed{10!!!!}", "8") == 0.0
+        assert verifier.score(r"\boxed{\sum_{k=1}^{3000000} \sin(k^2)}", "8") == 0.0
         assert verifier.timeouts == 1
         assert first.poll() is not None, "the hanging child is gone"
         assert verifier.score(r"\boxed{3/6}", "1/2") == 1.0
-        assert verifier.score(r"\boxed{10!!!!}", "8") == 0.0
+        assert verifier.score(r"\boxed{\sum_{k=1}^{3000000} \sin(k^2)}", "8") == 0.0
         assert verifier.timeouts == 1, "the second time the cache answers"
 
 

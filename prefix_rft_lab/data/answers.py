@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 ANSWER_CHARACTERS = 2000
 """A longer answer is no answer; text before and after it may have any length."""
@@ -45,12 +46,17 @@ _LISTING = frozenset(
 _DERIVING = frozenset(
     ["so", "thus", "hence", "then", "therefore", "because", "since", "gives", "giving", "implies", "means"]
 )
-_REJECTING = frozenset(["not", "wrong", "incorrect", "false", "mistaken", "mistake", "rejected", "isn't", "wasn't", "discarded"])
-_REJECTED_AFTER = re.compile(
-    r"[\s$.,)\\\]]{0,9}(?:(?:which|that|it|this|but|and|,) ){0,3}(?:is|was|would be|cannot be|can't be|isn't|wasn't) ?"
-    r"(?:clearly |obviously |however |therefore |definitely )?(?:not(?! only)|wrong|incorrect|false|mistaken|(?<=n't )|(?<=not be ))"
+_REJECTING = frozenset(
+    ["not", "wrong", "incorrect", "false", "mistaken", "mistake", "rejected", "isn't", "wasn't", "discarded"]
 )
-_REJECTED_BEFORE = re.compile(r"(?:\bnot|\brather than|\binstead of|n't|\bnever)(?: equal to| simply| just)?[\s$:(\\]{0,9}\Z")
+_REJECTED_AFTER = re.compile(
+    r"[\s$.,)\\\]]{0,9}(?:(?:which|that|it|this|but|and|,) ){0,3}(?:"
+    r"(?:is|was) (?:clearly |obviously |therefore )?(?:wrong|incorrect|false|mistaken)(?![a-z])"
+    r"|(?:is not|isn't|was not|wasn't|cannot be|can't be) (?:the (?:right |correct |final )?(?:answer|value|result)|right|correct)(?![a-z]))"
+)
+_REJECTED_BEFORE = re.compile(
+    r"(?:\bnot|\brather than|\binstead of|n't|\bnever)(?: equal to| simply| just)?[\s$:(\\]{0,9}\Z"
+)
 _WRAPPED = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox)\s*\{([^{}]*)\}")
 _SPACING = re.compile(r"\\[()\[\],;:! ]|\\q?quad\b|\\\\|[$~&*{}]")
 _LABEL = re.compile(r"\b[A-Za-z]\w{0,2}(?:\([a-z]\))?\s*(?:=|\\in\b|:)")
@@ -71,7 +77,11 @@ def final_answers(text: str) -> list[str]:
     """
     boxes = [box for box in _boxes(text) if not _rejected(text, box)]
     if not boxes:
-        closing = None if any(match["open"] or match["bare"] for match in _BOX.finditer(text)) else _GSM8K.search(text[-ANSWER_CHARACTERS:].rstrip())
+        closing = (
+            None
+            if any(match["open"] or match["bare"] for match in _BOX.finditer(text))
+            else _GSM8K.search(text[-ANSWER_CHARACTERS:].rstrip())
+        )
         return [closing[1]] if closing else []
     found = [boxes[-1]]
     for box in reversed(boxes[:-1]):
@@ -181,11 +191,37 @@ _SIGNS = str.maketrans(
         **dict.fromkeys("°º˚", r"^\circ "),
         **dict.fromkeys("·⋅∙•∗", r"\cdot "),
         **dict.fromkeys("’‘′´`ʹ", "'"),
-        **dict.fromkeys("″”“\"", "''"),
+        **dict.fromkeys('″”“"', "''"),
         **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", ""),
-        **{"×": r"\cdot ", "÷": "/", "∕": "/", "⁄": "/", "π": r"\pi ", "ϕ": r"\phi ", "λ": r"\lambda ", "∞": r"\infty "},
-        **{"√": r"\sqrt ", "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ", "±": r"\pm ", "∓": r"\mp "},
-        **{"≈": r"\approx ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "∈": r"\in ", "∨": r"\lor ", "∧": r"\land "},
+        **{
+            "×": r"\cdot ",
+            "÷": "/",
+            "∕": "/",
+            "⁄": "/",
+            "π": r"\pi ",
+            "ϕ": r"\phi ",
+            "λ": r"\lambda ",
+            "∞": r"\infty ",
+        },
+        **{
+            "√": r"\sqrt ",
+            "≤": r"\le ",
+            "⩽": r"\le ",
+            "≥": r"\ge ",
+            "⩾": r"\ge ",
+            "≠": r"\ne ",
+            "±": r"\pm ",
+            "∓": r"\mp ",
+        },
+        **{
+            "≈": r"\approx ",
+            "∪": r"\cup ",
+            "∩": r"\cap ",
+            "∅": r"\emptyset ",
+            "∈": r"\in ",
+            "∨": r"\lor ",
+            "∧": r"\land ",
+        },
         **{"ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}"},
         **{"⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "⟨": "(", "⟩": ")", "∣": "|"},
     }
@@ -198,62 +234,78 @@ _NAMES = "alpha|beta|gamma|delta|epsilon|theta|lambda|sigma|omega|phi|rho|pi|inf
 _TRIG = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _CIRC = r"\^ ?(?:\{ ?(?:\\circ|o|\\degree) ?\}|\\circ(?![A-Za-z])|\\degree|o(?![A-Za-z]))"
 
-_TYPED = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement, _ in [
-        # Pattern, replacement, why. In this order; runs of spaces are one space by now, so that nothing backtracks.
-        (r"\\(?:dfrac|tfrac|cfrac)(?![a-z])", r"\\frac", "sizes of a fraction"),
-        (r"\\(?:text|math)?color ?\{[^{}]*\}", "", "a colour"),
-        (r"\\(?:bold(?:symbol)?|bm|pmb|emph|underline|math(?:bf|it|sf|tt|normal)) ?(?=[\\{\dA-Za-z])", "", "a font"),
-        (r"\\(?:bf|it|rm|sf|tt|em|(?:display|text|script)style|bfseries|[lL]arge|LARGE|[hH]uge|small)(?![A-Za-z])", "", "a font or size"),
-        (r"\\(?:math|operator)(?:rm|name) ?\{ ?([ei]) ?\}", r"\1", "upright e and i"),
-        (r"\\(?:mbox|hbox|textbf|textit|textrm|textsf|texttt|textnormal|mathrm|mathop|operatorname\*?) ?\{", r"\\text{", "words"),
-        (r"\\text \{", r"\\text{", "words"),
-        (r"\\text\{ ?,? ?(and|or) ?,? ?\}", r" \1 ", "lists"),
-        (r"\\text\{([^A-Za-z{}]*)\}", r"\1", "text without a letter"),
-        (r"\\text\{([^{}]*(?<![\w^^.-])-?\d[^{}]*)\}", r" \1 ", "text with a number in it"),
-        (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])(?!\.)", "", "sizes of brackets"),
-        (r"(?<!\\)\\!", "", "spacing"),
-        (r"(?<!\\)\\[,;:> ]|\\q?quad(?![a-z])|~", " ", "spacing"),
-        (r"\\phantom ?(?:\{[^{}]*\}|\S)", "", "nothing visible"),
-        (r"\A ?\\(?:approx|sim)(?![a-z]) ?", "", "about"),
-        (r"\\(?:times|ast)(?![A-Za-z])", r"\\cdot", "one sign of multiplication"),
-        (r"\\(?:varnothing|O(?![a-z]))|\\\{ ?\\\}", r"\\emptyset", "the empty set"),
-        (r"\\(?:leqslant|leqq|leq)(?![a-z])|<=", r"\\le ", "comparisons"),
-        (r"\\(?:geqslant|geqq|geq)(?![a-z])|>=", r"\\ge ", "comparisons"),
-        (r"\\neq(?![a-z])|!=", r"\\ne ", "comparisons"),
-        (r"\\(?:vee)(?![a-z])", r"\\lor", "or"),
-        (r"\\(?:wedge)(?![a-z])", r"\\land", "and"),
-        (r"(?<![A-Za-z\\])(?:np|numpy|math|sympy|sp)\.(?=[a-z])", "", "Python's modules"),
-        (r"(?<![A-Za-z\\])a(sin|cos|tan)(?=\()", r"arc\1", "Python's names"),
-        (r"\*\*", "^", "Python's power"),
-        (r"\*", r"\\cdot ", "multiplication in plain text"),
-        (rf"(?<![A-Za-z\\])({_FUNCTIONS})(?= ?[\\({{^]| ?\d)", r"\\\1", "functions in plain text"),
-        (rf"(?<![A-Za-z\\])({_NAMES})(?![A-Za-z])", r"\\\1 ", "names in plain text"),
-        (r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty ", "infinity in plain text"),
-        (r"(?<![A-Za-z0-9\\_.])(\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})[eE]([-+]?\d{1,4})(?![\d_A-Za-z.])", r"\1\\cdot 10^{\2}", "e-notation"),
-        (r"(?<=\d)\.(?= ?[/)*}\\]|\Z)", "", "a point without decimals"),
-        (_CIRC + r" ?(?:\\text\{ ?)?([CF])(?![A-Za-z]) ?\}?", r"\\text{ celsius\1}", "temperatures"),
-        (_CIRC, r"^\\circ ", "degrees"),
-        (r"\^ ?([-+]?\d+)(?![\d.])", r"^{\1}", "a power in plain text"),
-        (r"\^ ?\{? ?((?:\\prime ?)+)\}?", lambda m: "'" * m[1].count("prime"), "primes"),
-        (r"\\(?:[lcd]?dots[cmbio]?)(?![a-z])|\.\.\.+", r"\\ldots ", "dots"),
-        (r"\\text\{([^{}]*)\} ?\^ ?\{? ?(-?\d) ?\}?", r"\\text{\1^\2}", "powers of a unit"),
-        (r"\\frac ?\{ ?\\text\{([^{}]*)\} ?\} ?\{ ?\\text\{([^{}]*)\} ?\}", r"\\text{\1/\2}", "rates"),
-        (r"\} ?/ ?\\text\{", "/", "rates"),
-        (r"(?<=\d) ?''", r"\\text{ inch}", "inches"),
-        (r"(?<=\d) ?'", r"\\text{ foot}", "feet"),
-        (r"(?<=[A-Za-z])('+)(?![A-Za-z'])", lambda m: f"_{{{'p' * len(m[1])}}}", "a derivative is another function"),
-        (r"\\?([€£¥₹₽₩])|\\(euro|pounds)(?![a-z])", lambda m: rf"\text{{ {_CURRENCIES.get(m[1], m[2])} }}", "money"),
-        (r"\\\$", r"\\text{ dollar }", "money"),
-        (r"\\?%", r"\\text{ percent }", "percent"),
-        (r"\( ?(?:or|and) ([^()]*)\)", r", \1", "a second answer in brackets"),
-        (r"\A\\\{ ?[A-Za-z](?: ?\\in ?\\mathbb ?\{?R\}?)? ?(?:\\mid|\\vert|\||:|\\colon)(?![a-z])(.*(?:[<>]|\\[lg]e(?![a-z])|\\ne(?![a-z])).*)\\\}\Z", r"\1", "a set by its condition"),
-    ]
+_CURRENCIES = {"€": "euro", "£": "sterling", "¥": "yen", "₹": "rupee", "₽": "rouble", "₩": "won"}
+
+_Replacement = str | Callable[[re.Match[str]], str]
+_ROWS: list[tuple[str, _Replacement, str]] = [
+    # Pattern, replacement, why. In this order; runs of spaces are one space by now, so that nothing backtracks.
+    (r"\\(?:dfrac|tfrac|cfrac)(?![a-z])", r"\\frac", "sizes of a fraction"),
+    (r"\\(?:text|math)?color ?\{[^{}]*\}", "", "a colour"),
+    (r"\\(?:bold(?:symbol)?|bm|pmb|emph|underline|math(?:bf|it|sf|tt|normal)) ?(?=[\\{\dA-Za-z])", "", "a font"),
+    (
+        r"\\(?:bf|it|rm|sf|tt|em|(?:display|text|script)style|bfseries|[lL]arge|LARGE|[hH]uge|small)(?![A-Za-z])",
+        "",
+        "a font or size",
+    ),
+    (r"\\(?:math|operator)(?:rm|name) ?\{ ?([ei]) ?\}", r"\1", "upright e and i"),
+    (
+        r"\\(?:mbox|hbox|textbf|textit|textrm|textsf|texttt|textnormal|mathrm|mathop|operatorname\*?) ?\{",
+        r"\\text{",
+        "words",
+    ),
+    (r"\\text \{", r"\\text{", "words"),
+    (r"\\text\{ ?,? ?(and|or) ?,? ?\}", r" \1 ", "lists"),
+    (r"\\text\{([^A-Za-z{}]*)\}", r"\1", "text without a letter"),
+    (r"\\text\{([^{}]*(?<![\w^^.-])-?\d[^{}]*)\}", r" \1 ", "text with a number in it"),
+    (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])(?!\.)", "", "sizes of brackets"),
+    (r"(?<!\\)\\!", "", "spacing"),
+    (r"(?<!\\)\\[,;:> ]|\\q?quad(?![a-z])|~", " ", "spacing"),
+    (r"\\phantom ?(?:\{[^{}]*\}|\S)", "", "nothing visible"),
+    (r"\A ?\\(?:approx|sim)(?![a-z]) ?", "", "about"),
+    (r"\\(?:times|ast)(?![A-Za-z])", r"\\cdot", "one sign of multiplication"),
+    (r"\\(?:varnothing|O(?![a-z]))|\\\{ ?\\\}", r"\\emptyset", "the empty set"),
+    (r"\\(?:leqslant|leqq|leq)(?![a-z])|<=", r"\\le ", "comparisons"),
+    (r"\\(?:geqslant|geqq|geq)(?![a-z])|>=", r"\\ge ", "comparisons"),
+    (r"\\neq(?![a-z])|!=", r"\\ne ", "comparisons"),
+    (r"\\(?:vee)(?![a-z])", r"\\lor", "or"),
+    (r"\\(?:wedge)(?![a-z])", r"\\land", "and"),
+    (r"(?<![A-Za-z\\])(?:np|numpy|math|sympy|sp)\.(?=[a-z])", "", "Python's modules"),
+    (r"(?<![A-Za-z\\])a(sin|cos|tan)(?=\()", r"arc\1", "Python's names"),
+    (r"\*\*", "^", "Python's power"),
+    (r"\*", r"\\cdot ", "multiplication in plain text"),
+    (rf"(?<![A-Za-z\\])({_FUNCTIONS})(?= ?[\\({{^]| ?\d)", r"\\\1", "functions in plain text"),
+    (rf"(?<![A-Za-z\\])({_NAMES})(?![A-Za-z])", r"\\\1 ", "names in plain text"),
+    (r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty ", "infinity in plain text"),
+    (
+        r"(?<![A-Za-z0-9\\_.])(\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})[eE]([-+]?\d{1,4})(?![\d_A-Za-z.])",
+        r"\1\\cdot 10^{\2}",
+        "e-notation",
+    ),
+    (r"(?<=\d)\.(?= ?[/)*}]|\Z)", "", "a point without decimals"),
+    (_CIRC + r" ?(?:\\text\{ ?)?([CF])(?![A-Za-z]) ?\}?", r"\\text{ celsius\1}", "temperatures"),
+    (_CIRC, r"^\\circ ", "degrees"),
+    (r"\^ ?([-+]?\d+)(?![\d.])", r"^{\1}", "a power in plain text"),
+    (r"\^ ?\{? ?((?:\\prime ?)+)\}?", lambda m: "'" * m[1].count("prime"), "primes"),
+    (r"\\(?:[lcd]?dots[cmbio]?)(?![a-z])|\.\.\.+", r"\\ldots ", "dots"),
+    (r"\\text\{([^{}]*)\} ?\^ ?\{? ?(-?\d) ?\}?", r"\\text{\1^\2}", "powers of a unit"),
+    (r"\\frac ?\{ ?\\text\{([^{}]*)\} ?\} ?\{ ?\\text\{([^{}]*)\} ?\}", r"\\text{\1/\2}", "rates"),
+    (r"\} ?/ ?\\text\{", "/", "rates"),
+    (r"(?<=\d) ?''", r"\\text{ inch}", "inches"),
+    (r"(?<=\d) ?'", r"\\text{ foot}", "feet"),
+    (r"(?<=[A-Za-z])('+)(?![A-Za-z'])", lambda m: f"_{{{'p' * len(m[1])}}}", "a derivative is another function"),
+    (r"\\?([€£¥₹₽₩])|\\(euro|pounds)(?![a-z])", lambda m: rf"\text{{ {_CURRENCIES.get(m[1], m[2])} }}", "money"),
+    (r"\\\$", r"\\text{ dollar }", "money"),
+    (r"\\?%", r"\\text{ percent }", "percent"),
+    (r"\( ?(?:or|and) ([^()]*)\)", r", \1", "a second answer in brackets"),
+    (
+        r"\A\\\{ ?[A-Za-z](?: ?\\in ?\\mathbb ?\{?R\}?)? ?(?:\\mid|\\vert|\||:|\\colon)(?![a-z])(.*(?:[<>]|\\[lg]e(?![a-z])|\\ne(?![a-z])).*)\\\}\Z",
+        r"\1",
+        "a set by its condition",
+    ),
 ]
 """How an answer may be typed, and the one way in which it is compared."""
+_TYPED = [(re.compile(pattern), replacement) for pattern, replacement, _ in _ROWS]
 
-_CURRENCIES = {"€": "euro", "£": "sterling", "¥": "yen", "₹": "rupee", "₽": "rouble", "₩": "won"}
 _THOUSANDS = re.compile(r"(?<![\d.,\\])\d{1,3}(?:(?:,\\! ?|\\[,! ]|\{,\}|~)\d{3})+(?!\d)")
 _SPACED_NUMBER = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _MIXED_NUMBER = re.compile(r"([-+]?\d+) +(\d+)/(\d+)")
@@ -272,7 +324,9 @@ def normalise(answer: str) -> str:
     text = " ".join(answer.translate(_SIGNS).split())
     text = re.sub(f"[{_RAISED}]+", lambda m: f"^{{{unicodedata.normalize('NFKC', m[0])}}}", text)
     text = re.sub(f"[{_LOWERED}]+", lambda m: f"_{{{unicodedata.normalize('NFKC', m[0])}}}", text)
-    text = re.sub("[½⅓⅔¼¾⅕-⅞]", lambda m: r"\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", m[0]).split("⁄")), text)
+    text = re.sub(
+        "[½⅓⅔¼¾⅕-⅞]", lambda m: r"\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", m[0]).split("⁄")), text
+    )
     text = _unwrap(" ".join(unicodedata.normalize("NFKC", text).translate(_SIGNS).split()))
     if re.match(r"[-+]?\$ ?\d", text) and text.count("$") == 1:
         text = text.replace("$", r"\$")
@@ -293,11 +347,7 @@ def normalise(answer: str) -> str:
     if _RELATION.search(text) and all(map(_RELATION.search, re.split(r"(?<![A-Za-z])(?:and|or)(?![A-Za-z])", text))):
         text = re.sub(r" ?(?<![A-Za-z])or(?![A-Za-z])", r" \\lor", text)
         text = re.sub(r" ?(?<![A-Za-z])and(?![A-Za-z])", r" \\land", text)
-    if _SPACED_NUMBER.fullmatch(text):
-        text = text.replace(" ", "")
-    if mixed := _MIXED_NUMBER.fullmatch(text):
-        text = rf"{mixed[1]}\frac{{{mixed[2]}}}{{{mixed[3]}}}"
-    parts = _elements(text := _closed(text))
+    parts = _elements(text := _one_number(_closed(text)))
     signed = [_signed(part) for part in parts]
     return text if signed == parts else ", ".join(signed)
 
@@ -306,7 +356,7 @@ def bare(answer: str) -> str:
     """What is left of an answer without units, signs, labels, braces and spaces: equal for equal answers written alike."""
     text = _LABEL.sub("", re.sub(_CIRC, "", normalise(answer)), count=1)
     text = re.sub(r"\\text\{ (?:degree|percent|dollar) ?\}|\\frac|[{}$% ]", "", text)
-    text = re.sub(r"\\text(?=[a-z]+\Z)|(?<=[\d)])\\text.*", "", text).lstrip("0")
+    text = re.sub(r"(?<=[\d)])\\text.*|\\text(?=[a-z]+\Z)", "", text).lstrip("0")
     return text or _squeeze(answer)
 
 
@@ -323,7 +373,12 @@ def _unwrap(text: str) -> str:
     while True:
         inner = text.strip()
         for left, right in (("**", "**"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("__", "__")):
-            if len(inner) > len(left + right) and inner.startswith(left) and inner.endswith(right) and left not in inner[len(left) : -len(right)]:
+            if (
+                len(inner) > len(left + right)
+                and inner.startswith(left)
+                and inner.endswith(right)
+                and left not in inner[len(left) : -len(right)]
+            ):
                 inner = inner[len(left) : -len(right)].strip()
         if (match := _BOX.match(inner)) and (box := _content(inner, match)) and box[0] == len(inner):
             inner = box[1]
@@ -377,7 +432,9 @@ def _signed(element: str) -> str:
     if "\\pm" not in element and "\\mp" not in element:
         return element
     signs = [("+", "-"), ("-", "+")]
-    return ", ".join(re.sub(r"\\pm(?![a-z]) ?", p, re.sub(r"\\mp(?![a-z]) ?", m, element)).lstrip("+") for p, m in signs)
+    return ", ".join(
+        re.sub(r"\\pm(?![a-z]) ?", p, re.sub(r"\\mp(?![a-z]) ?", m, element)).lstrip("+") for p, m in signs
+    )
 
 
 def _fraction(whole: str, lead: str, period: str) -> str:
@@ -400,7 +457,7 @@ def _terms(match: re.Match[str]) -> str:
     """All terms of an arithmetic progression with dots, or its first two if it does not end."""
     first = [int(n) for n in match[1].split(",")]
     step, last = first[1] - first[0], match[2]
-    if step == 0 or any(b - a != step for a, b in zip(first, first[1:])):
+    if step == 0 or any(b - a != step for a, b in pairwise(first)):
         return match[0]
     if last is None:
         return f"{first[0]}, {first[1]}, \\ldots "
@@ -464,7 +521,27 @@ _ALIKE = {"increased": "increase", "increasing": "increase", "decreased": "decre
 _ALIKE |= {"fewer": "less", "rise": "increase", "fall": "decrease", "backwards": "backward", "forwards": "forward"}
 _ALIKE |= {"northward": "north", "southward": "south", "eastward": "east", "westward": "west"}
 _ALIKE |= {"anticlockwise": "counterclockwise", "earlier": "early", "later": "late"}
-_HEDGES = frozenset("not never no isn't isn't isnt aren't cannot wrong incorrect false or maybe perhaps possibly except unless".split())
+_HEDGES = frozenset(
+    [
+        "not",
+        "never",
+        "no",
+        "isn't",
+        "isn't",
+        "isnt",
+        "aren't",
+        "cannot",
+        "wrong",
+        "incorrect",
+        "false",
+        "or",
+        "maybe",
+        "perhaps",
+        "possibly",
+        "except",
+        "unless",
+    ]
+)
 _SMALL_WORDS = "is|are|the|of|per|to|by|and|or|not|no|red|men|boys|way|ways|box|cat|cats|dog|dogs|out|all|day|days|cm|mm|km|kg|ml|ft|mph|kmph|kph|hours?|hr|hrs|mins?|secs?|yd|yr|yrs|mi|lbs?|oz|inch|gal|sq|usd|eur|am|pm|rs|up|down|more|less|new"
 _UNIT_NAMES = "|".join(sorted(_UNITS, key=len, reverse=True))
 _MARKED = re.compile(
@@ -508,15 +585,26 @@ class Quantity:
         return (tuple(sorted((d, n) for d, n in powers.items() if n)), size) if powers else None
 
 
+def _one_number(text: str) -> str:
+    """``12 345`` without its space, and ``1 1/2`` as a mixed number."""
+    if _SPACED_NUMBER.fullmatch(text):
+        text = text.replace(" ", "")
+    if mixed := _MIXED_NUMBER.fullmatch(text):
+        text = rf"{mixed[1]}\frac{{{mixed[2]}}}{{{mixed[3]}}}"
+    return text
+
+
 def _value(text: str) -> str:
     """A value without the commas, stops, labels' signs and "and" around it; listed by commas, thousands without."""
     text = re.sub(r",? ?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]) ?", ", ", text.strip()).lstrip(" ,;:=").rstrip(" ,.;:=")
+    text = _one_number(text)
     return re.sub(r"\A[-+]?\d{1,3}(?:,\d{3})+(?!\d|,)", lambda m: m[0].replace(",", ""), text)
 
 
 def quantities(text: str) -> list[Quantity]:
     """The numbers of a normalised answer with the words at them; one without a value for words alone."""
-    values, words, depth, closed = [""], [[]], 0, False
+    values, words = [""], [list[str]()]
+    depth, closed = 0, False
     for match in re.finditer(r"\\text\{([^{}]*)\}|\\begin|\\end|\\[A-Za-z]+|\\.|.", text):
         token = match[0]
         depth += (token in ("{", "(", "[", r"\{", r"\begin")) - (token in ("}", ")", "]", r"\}", r"\end"))
@@ -585,7 +673,9 @@ def numeric_sides(answer: str) -> tuple[str, str] | None:
 
 def exact(value: str) -> str:
     """Decimals as fractions, which lose nothing."""
-    return re.sub(r"(?<![\d.])(\d*)\.(\d+)(?![\d.])", lambda m: rf"\frac{{{int(m[1] + m[2])}}}{{1{'0' * len(m[2])}}}", value)
+    return re.sub(
+        r"(?<![\d.])(\d*)\.(\d+)(?![\d.])", lambda m: rf"\frac{{{int(m[1] + m[2])}}}{{1{'0' * len(m[2])}}}", value
+    )
 
 
 def significant_digits(value: str) -> int | None:

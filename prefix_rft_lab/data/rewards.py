@@ -65,7 +65,10 @@ def verify(answer: str, gold: str) -> bool:
         # Of several quantities each has to be met, in any order.
         left = list(theirs)
         for quantity in mine:
-            met = next((q for q in left if not answers.contradict(quantity, q, strictly=True) and _same_quantity(quantity, q)), None)
+            met = next(
+                (q for q in left if not answers.contradict(quantity, q, strictly=True) and _same_quantity(quantity, q)),
+                None,
+            )
             if met is None:
                 return False
             left.remove(met)
@@ -73,13 +76,19 @@ def verify(answer: str, gold: str) -> bool:
     units = [q.unit() for q in mine + theirs]
     if None not in units and len({u[0] for u in units if u}) == 1:
         # "3 hours 20 minutes" is "200 minutes".
-        totals = [r" + ".join(rf"({q.value}) \cdot \frac{{{u[1].numerator}}}{{{u[1].denominator}}}" for q in side if (u := q.unit())) for side in (mine, theirs)]
+        totals = [
+            r" + ".join(
+                rf"({q.value}) \cdot \frac{{{u[1].numerator}}}{{{u[1].denominator}}}" for q in side if (u := q.unit())
+            )
+            for side in (mine, theirs)
+        ]
         return _same(*totals)
     return False
 
 
 def _same_words(mine: list[Quantity], theirs: list[Quantity], answer: str, gold: str) -> bool:
     """Answers of words alone, as a list in any order."""
+
     def words(text: str) -> list[str]:
         plain = re.sub(r"\\text|\\[,;:! ]|[{}()\\$]", " ", text).casefold()
         plain = re.sub(r"\A ?(?:the )?(?:\w+ )?(?:answer|result|solution)(?: is|:) ?", "", " ".join(plain.split()))
@@ -105,7 +114,9 @@ def _same_quantity(answer: Quantity, gold: Quantity) -> bool:
         return _same(rf"({left}) \cdot \frac{{{scale.numerator}}}{{{scale.denominator}}}", right)
     if percent[0] != percent[1] and None in units:
         # "50%" is 50 where the other leaves the sign out, or one half.
-        hundredth = [rf"\frac{{{value}}}{{100}}" if p else value for value, p in zip((left, right), percent, strict=True)]
+        hundredth = [
+            rf"\frac{{{value}}}{{100}}" if p else value for value, p in zip((left, right), percent, strict=True)
+        ]
         return _same(left, right) or _same(*hundredth)
     if _same(left, right):
         return True
@@ -152,7 +163,7 @@ def _make_exact() -> None:
 
 def _same_number(gold: Any, answer: Any, digits: int, precision: int) -> bool:
     """Exactly equal; or, where one was a decimal, equal to ``digits`` significant digits, unless the gold is an integer."""
-    from sympy import Abs, I, Integer, MatrixBase, Symbol
+    from sympy import Abs, I, Integer, MatrixBase
 
     if isinstance(gold, MatrixBase) or isinstance(answer, MatrixBase):
         pairs = zip(gold.doit().flat(), answer.doit().flat(), strict=True)
@@ -230,7 +241,11 @@ def _same_solutions(gold: Any, answer: Any, digits: int, precision: int) -> bool
     if not (isinstance(gold, Eq) and isinstance(answer, Eq)):
         ratio = simplify((gold.lhs - gold.rhs) / (answer.lhs - answer.rhs))
         if ratio.is_number:
-            return bool(ratio.is_positive if gold.func is answer.func else ratio.is_negative and gold.func is answer.reversed.func)
+            return bool(
+                ratio.is_positive
+                if gold.func is answer.func
+                else ratio.is_negative and gold.func is answer.reversed.func
+            )
         solved = [relation.as_set() for relation in (gold, answer)]
         return bool(solved[0] == solved[1]) and not solved[0].is_empty
     symbols = {s: Dummy(s.name) for s in gold.free_symbols | answer.free_symbols}
