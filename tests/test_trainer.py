@@ -711,6 +711,32 @@ def test_a_method_that_was_declared_again_is_another_run(tmp_path, small, monkey
         train(config, tmp_path)
 
 
+def test_an_old_run_of_a_method_of_ones_own_never_comes_back_silently(tmp_path, small, monkeypatch, caplog):
+    def declare(version):
+        stage = replace(
+            methods.SFT,
+            losses=lambda config: {TokenKind.PREFIX: methods.NegativeLogLikelihood(weight=2.0)},
+        )
+        monkeypatch.setitem(METHODS, "mine", methods.Method(title="Mine", stages=(stage,), version=version))
+
+    config = small(method="mine")
+    for version, said in (("", True), ("1", False)):
+        out = tmp_path / f"version-{version}"
+        declare(version)
+        caplog.clear()
+        run = train(config, out=out)
+        assert "was trained before" not in caplog.text, "it was trained now"
+        assert train(config, out=out).path == run.path
+        assert (f"{run.path} was trained before and is returned; method 'mine' names no version" in caplog.text) == said
+        declare("2")
+        with pytest.raises(RunError, match="another declaration of method 'mine'"):
+            train(config, out=out)
+    caplog.clear()
+    for _ in range(2):
+        train(small(method="sft"), out=tmp_path)
+    assert "was trained before" not in caplog.text, "a method of the kit"
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

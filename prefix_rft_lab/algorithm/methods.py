@@ -231,6 +231,9 @@ class Method:
 
     title: str
     stages: tuple[Stage, ...]
+    version: str = ""
+    """Part of the run's identity. Name another one when something changed that the declaration only reads: a constant, a
+    helper function, a default, an estimator."""
 
     @property
     def uses_prefixes(self) -> bool:
@@ -450,12 +453,14 @@ def _check_stage(stage: Stage, config: RunConfig) -> None:
 def declaration(name: str, config: RunConfig) -> str:
     """Twelve hex digits that name what a method of one's own declares; empty for a method of the kit.
 
-    A run is found by its config, which holds the method's name only: declared again under that name, it is another.
+    A run is found by its config, which holds the method's name only: declared again under that name, it is another. The
+    code of stages and losses counts, and ``Method.version``; what that code reads (constants, helpers, defaults, an
+    estimator) does not, so a change there needs another version.
     """
     method = get(name)
     if BUILT_IN.get(name) is method:
         return ""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(method.version.encode())
 
     def add(value: object) -> None:
         if isinstance(value, types.CodeType):

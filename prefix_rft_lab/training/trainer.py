@@ -87,6 +87,7 @@ def train(
     methods.check(config)
     config = sources.with_problems(config, problems, Path(out) / "problems")
     path = directory_of(config, out)
+    trained = False
     if not os.path.isfile(path / "DONE.json"):  # noqa: PTH113, a name that is too long is no file
         check_writable(path)
         with torch_state(config.threads), RunWriter(config, out) as writer:
@@ -94,8 +95,15 @@ def train(
             if not (path / "DONE.json").is_file():
                 with Trainer(config, writer) as trainer:
                     trainer.run(progress=progress, on_step=on_step)
+                trained = True
     run = Run(path)
     refuse_another(run, config)
+    if not trained and run.declaration and not methods.get(config.method).version:
+        log.warning(
+            "%s was trained before and is returned; method %r names no version, so a constant, helper or estimator that "
+            "changed since is not seen: name a new Method(version=...), or delete the run, to train it again",
+            *(path, config.method),
+        )
     if run.diverged:
         raise RunDivergedError(f"{run.diverged}. What was recorded is kept in {path}; delete it to train it again")
     # A kill may strike between the last two acts of a run.
