@@ -16,9 +16,10 @@ from transformers import T5Config
 
 from prefix_rft_lab import cli, planning, trainer
 from prefix_rft_lab.config import ConfigError, preset
-from prefix_rft_lab.generation import Request, TransformersEngine
 from prefix_rft_lab.generation.transformers_engine import RaggedCache
 from prefix_rft_lab.methods import METHODS
+from prefix_rft_lab.models import generation
+from prefix_rft_lab.models.generation import Request, TransformersEngine
 from prefix_rft_lab.plan_text import format_plan
 from prefix_rft_lab.planning import GROWTH, PHASES, Throughput, cache_bytes_per_token, model_size, plan
 from prefix_rft_lab.policy import autocast_dtype, load_policy
@@ -279,6 +280,7 @@ def test_rows_outside_steps_are_those_that_a_run_samples(tmp_path, small, monkey
         return generate(self, requests, **options)
 
     monkeypatch.setattr(TransformersEngine, "generate", counted)
+    monkeypatch.setattr(generation, "prove", lambda *_, **__: None)
     # No row is right: all probed problems are hard, which is the most that can be.
     monkeypatch.setattr(Trainer, "score", lambda self, rows, golds: [0.0] * len(rows))
     trainer.train(config, out=tmp_path, progress=False)

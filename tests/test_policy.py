@@ -211,15 +211,6 @@ def test_a_path_that_is_no_model(small, path, sentence):
         load_policy(small(**{"model.path": path}))
 
 
-def test_a_model_that_changes_its_logits_is_refused(tiny, small, tmp_path):
-    model = copy.deepcopy(tiny[0])
-    model.config.final_logit_softcapping = 30.0
-    model.save_pretrained(tmp_path)
-    tiny[1].save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"changes its logits \(final_logit_softcapping = 30.0\)"):
-        load_policy(small(**{"model.path": str(tmp_path)}))
-
-
 def test_a_context_that_is_too_short(small):
     with pytest.raises(ConfigError, match=r"rollout.max_response_tokens = 1024 exceeds the model's context of 256"):
         load_policy(small(**{"rollout.max_response_tokens": 1000}))

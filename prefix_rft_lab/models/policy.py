@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
 
 from prefix_rft_lab.algorithm.entropy import entropy_and_logp, log_probs_and_entropy
@@ -110,7 +113,7 @@ def _loaded(factory: Any, path: str, **options: Any) -> Any:
     try:
         # Left open, the question whether to run a repository's own code would be asked on the terminal.
         return factory.from_pretrained(path, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise ConfigError(
                 f"model.path = {path!r} needs code of its own repository to run, which the kit does not do; use a model whose "
@@ -154,15 +157,10 @@ def load_policy(config: RunConfig) -> tuple[Any, Any]:
     path, options = _location(config)
     tokenizer = _tokenizer(path, config.model.template, options)
     model_config = _model_config(path, config, options)
-    model = _loaded(AutoModelForCausalLM, path, config=model_config, dtype=torch.float32, **options)
-    for name, neutral in (("final_logit_softcapping", None), ("logit_scale", 1), ("logits_scaling", 1)):
-        value = getattr(model.config, name, None)
-        if value not in (None, neutral):
-            # Log-probabilities are taken from the vocabulary projection as it is.
-            raise ConfigError(
-                f"model.path = {path!r} changes its logits ({name} = {value}), which the kit does not do; use a model "
-                "without it, such as a Llama or Qwen2"
-            )
+    model, found = _loaded(
+        AutoModelForCausalLM, path, config=model_config, dtype=torch.float32, output_loading_info=True, **options
+    )
+    refuse_missing(found, path)
     highest, rows = max(tokenizer.get_vocab().values()), model.get_input_embeddings().weight.shape[0]
     if highest >= rows:
         # The other way round is common: embeddings are padded to a round number.
@@ -171,12 +169,60 @@ def load_policy(config: RunConfig) -> tuple[Any, Any]:
             "tokenizer that the model was trained with beside it, or resize the embeddings"
         )
     refuse_short_context(model.config, config)
+    fix_rotary_table(model, config.rollout.row_tokens)
+    _keep_what_can_be_saved(model)
     if len(stops := stop_ids(tokenizer)) > 1 and model.generation_config is not None:
         # The saved model then ends where it ended in training, whoever generates with it.
         model.generation_config.eos_token_id = list(stops)
     if config.activation_checkpointing:
         recompute_layers(model, path)
     return model.to(device_of(config)).eval(), tokenizer
+
+
+def refuse_missing(found: Mapping[str, Any], path: str) -> None:
+    """Raise where weights are not in the file of a model: they would be random ones, others at every start.
+
+    Raises:
+        ConfigError: some are; ``found`` is the loading info of transformers.
+    """
+    if missing := sorted(found["missing_keys"]):
+        others = sorted(found["unexpected_keys"])
+        instead = f" (it holds {others[0]} instead)" if others else ""
+        raise ConfigError(
+            f"model.path = {path!r} holds no weights for {missing[0]}"
+            f"{f' and {len(missing) - 1} other tensors' if missing[1:] else ''}{instead}; save the plain model, without the "
+            "wrapper of torch.compile, DDP or PEFT, and with its head"
+        )
+
+
+def fix_rotary_table(model: Any, row_tokens: int) -> None:
+    """Let a model with two rotary tables (longrope: Phi-3) use one for all rows of a run: the long one where the longest row,
+    of ``row_tokens``, needs it.
+
+    Its own code takes the table of the longest row in the batch, so that a row's log-probabilities would hang on its company
+    and change in the middle of decoding. vLLM chooses by its maximum length, as is done here.
+    """
+    for module in model.modules():
+        if getattr(module, "rope_type", None) != "longrope":
+            continue
+        if row_tokens > module.config.rope_parameters["original_max_position_embeddings"]:
+            # Forwards look at the type by name: under another name the table stays.
+            places = torch.tensor([[row_tokens - 1]], device=module.inv_freq.device)
+            module(torch.empty(0, device=places.device), places)
+        module.rope_type = "longrope, one table"
+
+
+def _keep_what_can_be_saved(model: Any) -> None:
+    """A generation config that transformers would refuse to write, common in the wild, keeps its token ids only."""
+    from transformers import GenerationConfig
+
+    if model.generation_config is None:
+        return
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError:
+        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+        model.generation_config = GenerationConfig(**{name: getattr(model.generation_config, name) for name in ids})
 
 
 def recompute_layers(model: Any, path: str) -> Sequence[torch.nn.Module]:
@@ -211,13 +257,39 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write weights, config and tokenizer in Hugging Face format, without a progress bar for each."""
+    with _no_progress_bar():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def read_weights(model: Any, folder: Path) -> None:
+    """Put the weights that :func:`save_policy` wrote back into the model, to the bit.
+
+    transformers reads them, since it writes the tensors of some architectures under other names (GPT-NeoX) and in other
+    shapes (mixtures of experts) than the model has.
+
+    Raises:
+        ConfigError: some are missing, or they cannot be read.
+    """
+    with _no_progress_bar():
+        saved, found = _loaded(
+            type(model), str(folder), config=model.config, dtype=model.dtype, output_loading_info=True
+        )
+    refuse_missing(found, str(folder))
+    weights = dict(saved.named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        yield
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -231,6 +303,69 @@ class TokenChoices:
     entropy: torch.Tensor  # (tokens,) float32 entropy over the whole vocabulary, nats
     ids: torch.Tensor  # (tokens, k) int64 tokens that could have stood there
     probs: torch.Tensor  # (tokens, k) float32 their probabilities
+
+
+def head_of(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """From the base model's last states, (tokens, hidden), to logits, (tokens, vocab), as the model itself gets there.
+
+    Mostly this is a product with the output embeddings. Some models do more (a layer before it, a scale or a soft cap after
+    it); which ones is found by comparing on random states once, not by a list of names.
+    """
+    if model not in _HEADS:
+        _HEADS[model] = not _is_product(model)
+    return partial(_own_head, model) if _HEADS[model] else model.get_output_embeddings()
+
+
+_HEADS: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+"""Model -> whether its head is more than a product."""
+
+
+def _is_product(model: Any) -> bool:
+    head = model.get_output_embeddings()
+    states = torch.randn(4, head.weight.shape[1], generator=torch.Generator().manual_seed(0)).to(head.weight)
+    with torch.no_grad():
+        # Logits of about 10: a soft cap leaves small ones as they are.
+        states *= 10 / head(states).float().std().clamp(min=1e-6)
+        product = head(states)
+        try:
+            own = _own_head(model, states)
+        except (
+            AttributeError,
+            TypeError,
+            RuntimeError,
+        ):  # a forward that is built otherwise; the proof looks at it whole
+            return True
+    return own.shape != product.shape or torch.allclose(own, product, rtol=1e-4, atol=1e-4)
+
+
+def _own_head(model: Any, states: torch.Tensor) -> torch.Tensor:
+    """The model's own forward, where its base model has given these states."""
+    name = model.base_model_prefix
+    base = model._modules[name]
+    ids = torch.zeros((1, len(states)), dtype=torch.long, device=states.device)
+    model._modules[name] = _Given(base, states[None])
+    try:
+        return model(input_ids=ids, use_cache=False).logits[0]
+    finally:
+        model._modules[name] = base
+
+
+class _Given:
+    """Stands where a base model stands, and gives states that are known."""
+
+    def __init__(self, base: Any, states: torch.Tensor) -> None:
+        self.base = base
+        self.last_hidden_state = states
+
+    def __call__(self, *_: Any, **__: Any) -> _Given:
+        return self
+
+    def __getitem__(self, place: int) -> torch.Tensor | None:
+        return self.last_hidden_state if place == 0 else None
+
+    def __getattr__(self, name: str) -> Any:
+        # As an output it has nothing but the states; as a module it is the base model.
+        return getattr(self.base, name, None)
 
 
 def response_stats(
@@ -293,11 +428,12 @@ def _over_logits(
     Logits are (tokens, vocab); with a gradient several chunks are computed again backward, not kept.
     """
     device = batch.input_ids.device
-    head = model.get_output_embeddings()
+    head = head_of(model)
+    table = model.get_output_embeddings().weight
 
     def project(states: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-            logits = head(states if autocast else states.to(head.weight.dtype))
+            logits = head(states if autocast else states.to(table.dtype))
         return function(logits, *rest)
 
     with torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None):
@@ -305,7 +441,7 @@ def _over_logits(
     # The token at place t is predicted at place t - 1.
     mask = batch.response_mask[:, 1:]
     inputs = (hidden[:, :-1][mask], batch.input_ids[:, 1:][mask], *columns)
-    chunk = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+    chunk = max(1, LOGITS_AT_ONCE // table.shape[0])
     if len(inputs[0]) <= chunk:
         return project(*inputs)
     parts = [

@@ -24,12 +24,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from prefix_rft_lab.core.config import RunConfig, identity
+from prefix_rft_lab.core.config import ConfigError, RunConfig, identity
 from prefix_rft_lab.core.errors import RunError
 from prefix_rft_lab.core.files import disk_error
-from prefix_rft_lab.models.policy import save_policy
+from prefix_rft_lab.models.policy import read_weights, save_policy
 from prefix_rft_lab.runs.run import environment
 
 VERSIONS = ("source", "python", "torch", "transformers", "tokenizers", "numpy", "threads", "gpu")
@@ -157,16 +156,40 @@ class Checkpoints:
     @staticmethod
     def load(path: Path, model: Any, optimizers: Optimizers) -> None:
         """Put a checkpoint's weights and the state of the named optimizers in place."""
-        found: dict[str, torch.Tensor] = {}
-        for file in sorted((path / "model").glob("*.safetensors")):
-            found |= load_file(file)
-        with torch.no_grad():
-            # Tied weights stand in a model directory once, and in named_parameters once.
-            for name, parameter in model.named_parameters():
-                parameter.copy_(found[name])
+        read_weights(model, path / "model")
         states = torch.load(path / "optimizers.pt", map_location="cpu", weights_only=True)
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(states[name])
+
+    def rehearse(self, model: Any, tokenizer: Any) -> None:
+        """Write the weights and read them back once, before work is lost that could not be kept.
+
+        Raises:
+            ConfigError: the model cannot be written, or comes back as another one.
+            RunError: the disk is full.
+        """
+        folder = self.folder / f".tmp-{os.getpid()}"
+        before = {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
+        try:
+            save_policy(model, tokenizer, folder)
+            read_weights(model, folder)
+        except (OSError, SafetensorError) as error:
+            raise disk_error(error, folder) from error
+        except (KeyError, ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise self._unkept(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        for name, parameter in model.named_parameters():
+            if not torch.equal(before[name], parameter.cpu()):
+                raise self._unkept(f"{name} comes back with other numbers")
+
+    def _unkept(self, reason: str) -> ConfigError:
+        return ConfigError(
+            f"model.path = {self.config.model.path!r} cannot be saved and read again ({reason}); use a model whose architecture "
+            "transformers can save, such as a Llama or Qwen2"
+        )
 
     def forget_after(self, global_step: int) -> None:
         """Drop the checkpoints of later steps, damaged ones all: they would outlive the new ones."""

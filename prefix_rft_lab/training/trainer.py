@@ -292,6 +292,8 @@ class Trainer:
             )
             self.checkpoints.forget_after(recorded)
             found = self.checkpoints.newest(self.model)
+        if found is None:
+            self.checkpoints.rehearse(self.model, self.tokenizer)
         self._find_hard_problems()
         place = found[0] if found else Place(stage=0, step=0, global_step=0)
         self.checkpoints.forget_after(place.global_step if found else -1)

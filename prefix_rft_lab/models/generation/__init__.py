@@ -7,6 +7,7 @@ from typing import Any
 
 from prefix_rft_lab.core.config import RunConfig
 from prefix_rft_lab.models.generation.base import Completion, Engine, Request
+from prefix_rft_lab.models.generation.proof import prove
 from prefix_rft_lab.models.generation.transformers_engine import TransformersEngine
 from prefix_rft_lab.models.policy import autocast_dtype
 
@@ -17,12 +18,22 @@ def engine_for(model: Any, config: RunConfig, *, eos_id: int | Sequence[int]) ->
     """The engine that ``rollout.engine`` names, for a model that it samples from; close it in the end.
 
     Raises:
-        ConfigError: vLLM is asked for, and is missing, of another version, or does not start.
+        ConfigError: vLLM is asked for, and is missing, of another version, or does not start; or the engine does not
+            sample from this model as its own forward pass would (:mod:`prefix_rft_lab.models.generation.proof`).
     """
     if config.rollout.engine == "vllm":
         from prefix_rft_lab.models.generation.vllm_engine import VllmEngine
 
-        return VllmEngine(model, config, eos_id=eos_id)
+        engine = VllmEngine(model, config, eos_id=eos_id)
+        try:
+            prove(model, engine, config, bound=engine.bound)
+        except BaseException:
+            engine.close()
+            raise
+        engine.weights_changed()
+        return engine
+    # In float32, whatever the run's arithmetic: rounding would hide what the proof looks for.
+    prove(model, TransformersEngine(model, eos_id=-1), config)
     return TransformersEngine(
         model, eos_id=eos_id, max_batch_rows=config.rollout.max_batch_rows, autocast=autocast_dtype(config)
     )

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 
 from prefix_rft_lab.core import rng
 from prefix_rft_lab.models.generation.base import Completion, Request
+from prefix_rft_lab.models.policy import head_of
 
 SHRINK_AT = 0.9
 """The batch is compacted once fewer than this share of its rows is still running: copying the cache for every
@@ -141,20 +142,36 @@ class TransformersEngine:
         ids = torch.zeros((len(contexts), int(lengths.max())), dtype=torch.long, device=device)
         for i, context in enumerate(contexts):
             ids[i, : len(context)] = torch.tensor(context, device=device)
-        output = self.model.base_model(input_ids=ids, use_cache=True)
+        # Without the model's config no layer cuts its keys to a sliding window, whose end is another one in every row.
+        output = self.model.base_model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True)
         last = output.last_hidden_state[torch.arange(len(contexts), device=device), lengths - 1]
         index = torch.tensor(row_to_context, device=device)
         layers = [(layer.keys[index], layer.values[index]) for layer in output.past_key_values.layers]
         cache.load(layers, lengths[index])
-        return self.model.get_output_embeddings()(last)[index]
+        return head_of(self.model)(last)[index]
 
-    def _attention_mask(self, mask: torch.Tensor) -> torch.Tensor:
-        """(rows, 1, 1, width) from (rows, width) bool; eager attention adds its mask to the scores."""
-        mask = mask[:, None, None, :]
-        if self.model.config._attn_implementation != "eager":
-            return mask
-        bound = torch.finfo(self.model.dtype).min
-        return torch.zeros_like(mask, dtype=self.model.dtype).masked_fill_(~mask, bound)
+    def _attention_mask(self, cache: RaggedCache) -> torch.Tensor | dict[str, torch.Tensor]:
+        """(rows, 1, 1, width), True where a row's new token looks: at what was written, in layers with a sliding window at its
+        last columns only. A model with several kinds of layers gets one mask for each; eager attention adds it to the scores.
+        """
+        config = self.model.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        kinds = set(getattr(config, "layer_types", None) or ())
+        places = torch.arange(cache.width, device=cache.columns.device)
+        written = places <= cache.columns[:, None]  # (rows, width) bool
+        near = written if window is None else written & (places > cache.columns[:, None] - window)
+
+        def shaped(mask: torch.Tensor) -> torch.Tensor:
+            mask = mask[:, None, None, :]
+            if self.model.config._attn_implementation != "eager":
+                return mask
+            bound = torch.finfo(self.model.dtype).min
+            return torch.zeros_like(mask, dtype=self.model.dtype).masked_fill_(~mask, bound)
+
+        if "sliding_attention" in kinds:
+            return {kind: shaped(near if kind == "sliding_attention" else written) for kind in kinds}
+        # Without kinds (Mistral), a window is that of all layers.
+        return shaped(written if kinds else near)
 
     def _generate_batch(self, requests: Sequence[Request], temperature: float, greedy: bool) -> list[Completion]:
         device = self.model.device
@@ -187,16 +204,15 @@ class TransformersEngine:
                 chosen, rows, running = chosen[keep], rows[running], np.ones(int(running.sum()), dtype=bool)
             # Rows that ended but are still in the batch go on writing behind their end, where nobody reads.
             cache.make_room()
-            mask = torch.arange(cache.width, device=device) <= cache.columns[:, None]  # (rows, width) bool
             output = self.model.base_model(
                 input_ids=chosen[:, None],
-                attention_mask=self._attention_mask(mask),
+                attention_mask=self._attention_mask(cache),
                 position_ids=cache.columns[:, None],
                 past_key_values=cache,
                 use_cache=True,
             )
             cache.columns = cache.columns + 1
-            logits = self.model.get_output_embeddings()(output.last_hidden_state[:, 0])
+            logits = head_of(self.model)(output.last_hidden_state[:, 0])
         return [
             Completion(
                 token_ids=tokens[i, : counts[i]].tolist(),
