@@ -601,62 +601,56 @@ def _trained(args: argparse.Namespace, configs: Sequence[RunConfig]) -> list[Run
     return train_all(configs, out=args.out, workers=args.workers)
 
 
+_SCORED = {
+    f"{metric}{end}": f"{head}{end}"
+    for metric, head in (("avg", "avg@k"), ("pass", "pass@k"), ("greedy", "greedy"))
+    for end in ("", "_low", "_high")
+}
+"""Column of a comparison -> its name in a table."""
+
+
 def results(runs: Sequence[Run]) -> str:
     """A line for each run and split of its final evaluation, 95% intervals over problems."""
-    from prefix_rft_lab.experiments.evaluation_run import format_table
+    import pandas as pd
 
-    rows = [("method", "seed", "split", "problems", "avg@k", "pass@k", "greedy", "k", "seconds")]
+    from prefix_rft_lab.core.tables import show
+
+    rows = []
     for run in runs:
-        summary = run.summary
-        for split, part in summary["splits"].items():
-            cells = []
-            for name in ("avg", "pass", "greedy"):
-                low, high = part[f"{name}_interval"]
-                cells.append(f"{part[name]:.3f} [{low:.3f}, {high:.3f}]")
-            rows.append(
-                (
-                    run.method,
-                    str(run.seed),
-                    split,
-                    str(part["problems"]),
-                    *cells,
-                    str(part["k"]),
-                    f"{summary['seconds']:.0f}",
-                )
-            )
-    return format_table(rows)
+        for split, part in run.summary["splits"].items():
+            ends = {
+                f"{n}{end}": v
+                for n in ("avg", "pass", "greedy")
+                for end, v in zip(("_low", "_high"), part[f"{n}_interval"], strict=True)
+            }
+            scored = {head: (part | ends)[name] for name, head in _SCORED.items()}
+            seconds = f"{run.summary['seconds']:.0f}"
+            rows.append([run.method, run.seed, split, part["problems"], *scored.values(), part["k"], seconds])
+    return show(pd.DataFrame(rows, columns=["method", "seed", "split", "problems", *_SCORED.values(), "k", "seconds"]))
 
 
 def comparison(runs: Sequence[Run], label: Callable[[Run], str] | None = None) -> str:
     """A line for each method (or label) and split, with 95% intervals over seeds and problems."""
-    from prefix_rft_lab.analysis import stats
-    from prefix_rft_lab.experiments.evaluation_run import format_table
+    import pandas as pd
 
-    rows = [
-        (
-            "method" if label is None else "arm",
-            "split",
-            "seeds",
-            "steps",
-            "avg@k",
-            "pass@k",
-            "greedy",
-            "95% t interval over",
-        )
-    ]
+    from prefix_rft_lab.analysis import stats
+    from prefix_rft_lab.core.tables import show
+
     groups = stats.group(runs, label)
+    rows = []
     for split in dict.fromkeys(split for run in runs for split in run.summary["splits"]):
         for row in stats.compare(runs, split, label=label).to_dict("records"):
-            cells = [f"{row[n]:.3f} [{row[f'{n}_low']:.3f}, {row[f'{n}_high']:.3f}]" for n in ("avg", "pass", "greedy")]
-            steps = str(max(len(run.metrics) for run in groups[row["method"]]))
-            rows.append((row["title"], split, str(row["seeds"]), steps, *cells, row["over"]))
-    return format_table(rows)
+            steps = max(len(run.metrics) for run in groups[row["method"]])
+            rows.append([row["title"], split, row["seeds"], steps, *(row[name] for name in _SCORED), row["over"]])
+    first = "method" if label is None else "arm"
+    columns = [first, "split", "seeds", "steps", *_SCORED.values(), "95% t interval over"]
+    return show(pd.DataFrame(rows, columns=columns))
 
 
 def _sweep(args: argparse.Namespace) -> int:
     from prefix_rft_lab.core.config import ConfigError
+    from prefix_rft_lab.core.tables import format_table
     from prefix_rft_lab.experiments import sweeps
-    from prefix_rft_lab.experiments.evaluation_run import format_table
     from prefix_rft_lab.experiments.pool import PoolError
 
     if args.list:
@@ -727,7 +721,7 @@ def _planned(plan: Plan, out: str) -> list[tuple[str, ...]]:
 def _sweep_table(plan: Plan, runs: Sequence[Run]) -> str:
     """The arms compared; of a sweep without a final evaluation their last validations."""
     from prefix_rft_lab.core.config import ConfigError
-    from prefix_rft_lab.experiments.evaluation_run import format_table
+    from prefix_rft_lab.core.tables import format_table
 
     if any(run.summary["splits"] for run in runs):
         try:

@@ -2,8 +2,8 @@
 
 The page is one HTML file that asks nothing of the network: figures are embedded, styles are inline, there is no
 script. Everything in it that comes from runs or people (titles, levels, paths) is escaped by the template engine.
-Beside it stand the same tables as Markdown (``report.md``), the figures with their data (``figures/``), all of them on
-one page (``gallery.html``) and a small machine-readable ``report.json``. Nothing in them depends on when or where they were written.
+Beside it stand the same tables as Markdown (``report.md``), the figures with their data (``figures/``) and a small
+machine-readable ``report.json``. Nothing in them depends on when or where they were written.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from prefix_rft_lab.analysis import claims, stats
 from prefix_rft_lab.core.config import ConfigError, flatten, preset
 from prefix_rft_lab.core.errors import RunError
 from prefix_rft_lab.core.files import check_writable, write_json, write_text
+from prefix_rft_lab.core.tables import inline, markdown_table, with_interval
 from prefix_rft_lab.experiments.sweeps import TUNED, Plan
 from prefix_rft_lab.plots import RunFigure
 from prefix_rft_lab.runs.run import Run, directory_of, source_hash
@@ -60,8 +61,8 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A figure on a page."""
+class Drawn:
+    """A figure of the report."""
 
     name: str
     title: str
@@ -71,19 +72,7 @@ class Picture:
     width: int
     height: int
     """CSS pixels."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn(Picture):
-    """A figure of the report."""
-
     data: Table
-
-
-@dataclass(frozen=True, slots=True)
-class Filed(Picture):
-    """A figure of the gallery."""
-
     files: list[tuple[str, str]]
     """(what it is, path relative to the page)."""
 
@@ -97,7 +86,7 @@ def write_report(
     notebooks: Sequence[Path] = (),
     sweeps: Mapping[str, tuple[Plan, Sequence[Run]]] = {},
 ) -> Path:
-    """Write ``report.html``, ``report.md``, ``report.json``, ``figures/`` and ``gallery.html`` into a folder.
+    """Write ``report.html``, ``report.md``, ``report.json`` and ``figures/`` into a folder.
 
     Args:
         runs: finished or not; unfinished ones are named and left out of the final scores.
@@ -168,10 +157,8 @@ def write_report(
         "runs": _run_table(ordered),
         "notebooks": [Path(path).name for path in notebooks],
     }
-    write_text(folder / "report.html", _template("report.html.j2").render(**context))
+    write_text(folder / "report.html", _template().render(**context))
     write_text(folder / "report.md", _markdown(context))
-    if figures:
-        write_gallery(folder, title=f"{title}: figures", titles={figure.name: figure.title for figure in figures})
     write_json(
         folder / "report.json",
         _plain_values(
@@ -428,11 +415,11 @@ def _score_table(table: pd.DataFrame, split: str) -> Table:
             [
                 row["title"],
                 f"{row['seeds']} ({row['diverged']} diverged)" if row["diverged"] else str(row["seeds"]),
-                _with_interval(row["avg"], row["avg_low"], row["avg_high"]),
-                _with_interval(row["pass"], row["pass_low"], row["pass_high"]),
-                _with_interval(row["greedy"], row["greedy_low"], row["greedy_high"]),
+                with_interval(row["avg"], row["avg_low"], row["avg_high"]),
+                with_interval(row["pass"], row["pass_low"], row["pass_high"]),
+                with_interval(row["greedy"], row["greedy_low"], row["greedy_high"]),
                 "–" if math.isnan(row["tokens"]) else f"{row['tokens']:.1f}",
-                _with_interval(row["delta"], row["delta_low"], row["delta_high"], signed=True),
+                with_interval(row["delta"], row["delta_low"], row["delta_high"], "+.3f"),
                 row["over"],
             ]
             for row in table.to_dict("records")
@@ -450,7 +437,7 @@ def _level_table(table: pd.DataFrame, split: str, k: int) -> Table:
     levels = list(dict.fromkeys(table["level"]))
     counts = table.drop_duplicates("level").set_index("level")["problems"]
     cells = {
-        (row["method"], row["level"]): _with_interval(row["mean"], row["low"], row["high"])
+        (row["method"], row["level"]): with_interval(row["mean"], row["low"], row["high"])
         for row in table.to_dict("records")
     }
     methods = table.drop_duplicates("method")
@@ -574,13 +561,6 @@ def _name(run: Run) -> str:
     return directory_of(run.config, "").as_posix()
 
 
-def _with_interval(mean: float, low: float, high: float, *, signed: bool = False) -> str:
-    if math.isnan(mean):
-        return "–"
-    shape = "+.3f" if signed else ".3f"
-    return f"{mean:{shape}} [{low:{shape}}, {high:{shape}}]"
-
-
 # ---------------------------------------------------------------------- figures
 
 
@@ -656,6 +636,7 @@ def _figures(
                 width=round(figure.get_figwidth() * 96),
                 height=round(figure.get_figheight() * 96),
                 data=_data_of(figure, name),
+                files=[(what, quote(f"figures/{name}.{ending}")) for ending, what in _FORMATS.items()],
             )
         )
     return drawn, missing
@@ -669,49 +650,6 @@ def _embedded(png: bytes) -> str:
 
 
 _FORMATS = {"csv": "data (CSV)", "pdf": "PDF", "svg": "SVG", "png": "PNG", "json": "provenance (JSON)"}
-
-
-def write_gallery(folder: str | Path, *, title: str, titles: Mapping[str, str] | None = None) -> Path:
-    """Write ``gallery.html``: every figure below ``<folder>/figures`` with its caption and links to its files.
-
-    Takes all that :func:`prefix_rft_lab.plots.save_figure` left there, whoever drew it. Works offline.
-
-    Args:
-        titles: names of figures and their titles, in the order wanted; the others follow by name.
-
-    Raises:
-        ConfigError: there is no figure.
-    """
-    folder = Path(folder)
-    names = {
-        path.relative_to(folder / "figures").with_suffix("").as_posix() for path in (folder / "figures").rglob("*.png")
-    }
-    if not names:
-        raise ConfigError(f"folder = {folder.name!r} holds no figures/*.png; save some by plots.save_figure first")
-    order = {name: text for name, text in (titles or {}).items() if name in names}
-    order |= {name: _title(name) for name in sorted(names - set(order))}
-    pictures = [_filed(folder, name, text) for name, text in order.items()]
-    write_text(folder / "gallery.html", _template("gallery.html.j2").render(title=title, figures=pictures))
-    return folder / "gallery.html"
-
-
-def _filed(folder: Path, name: str, title: str) -> Filed:
-    files = {ending: folder / "figures" / f"{name}.{ending}" for ending in _FORMATS}
-    png = files["png"].read_bytes()
-    caption = ""
-    if files["json"].is_file():
-        caption = str(json.loads(files["json"].read_text(encoding="utf-8")).get("caption", ""))
-    # Width and height stand in a PNG's first chunk; figures are saved at 144 dots an inch.
-    width, height = (int.from_bytes(png[start : start + 4], "big") for start in (16, 20))
-    return Filed(
-        name=name,
-        title=title,
-        caption=caption,
-        png=_embedded(png),
-        width=round(width * 96 / 144),
-        height=round(height * 96 / 144),
-        files=[(_FORMATS[e], quote(f"figures/{name}.{e}")) for e, path in files.items() if path.is_file()],
-    )
 
 
 def _title(name: str) -> str:
@@ -741,7 +679,7 @@ def _cell(value: Any) -> str:
 # ---------------------------------------------------------------------- writing
 
 
-def _template(name: str) -> jinja2.Template:
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("prefix_rft_lab", "assets"),
         autoescape=True,
@@ -749,18 +687,25 @@ def _template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(name)
+    return environment.get_template("report.html.j2")
 
 
 def _markdown(context: dict[str, Any]) -> str:
-    out = [f"# {_inline(context['title'])}", "", context["question"], "", f"Rests on {context['evidence']}.", ""]
+    out = [f"# {inline(context['title'])}", "", context["question"], "", f"Rests on {context['evidence']}.", ""]
     if context["claims"]:
         table = context["claims"]
-        out += [f"## {_inline(table.caption)}", "", *_markdown_table(table), "", _inline(table.note), ""]
+        out += [
+            f"## {inline(table.caption)}",
+            "",
+            *markdown_table(table.columns, table.rows, table.marked),
+            "",
+            inline(table.note),
+            "",
+        ]
     for split, (_, lines) in context["verdicts"].items():
-        out += [f"## On {_inline(split)}", "", *(f"- {_inline(line)}" for line in lines), ""]
+        out += [f"## On {inline(split)}", "", *(f"- {inline(line)}" for line in lines), ""]
     if context["remarks"]:
-        out += ["## Before quoting", "", *(f"- {_inline(line)}" for line in context["remarks"]), ""]
+        out += ["## Before quoting", "", *(f"- {inline(line)}" for line in context["remarks"]), ""]
     tables: Iterable[Table] = [
         *filter(None, [context["tuning"]]),
         *context["scores"].values(),
@@ -769,35 +714,15 @@ def _markdown(context: dict[str, Any]) -> str:
         *(context[name] for name in ("methods", "configs", "environment", "data", "runs")),
     ]
     for table in tables:
-        out += [f"## {_inline(table.caption)}", "", *_markdown_table(table), ""]
+        out += [f"## {inline(table.caption)}", "", *markdown_table(table.columns, table.rows, table.marked), ""]
         if table.note:
-            out += [_inline(table.note), ""]
+            out += [inline(table.note), ""]
     out += ["## Figures", ""]
-    out += [
-        f"- [{figure.title}](figures/{figure.name}.png): {_inline(figure.caption)}" for figure in context["figures"]
-    ]
-    out += [f"- Not drawn. {_inline(line)}" for line in context["missing"]]
+    out += [f"- [{figure.title}](figures/{figure.name}.png): {inline(figure.caption)}" for figure in context["figures"]]
+    out += [f"- Not drawn. {inline(line)}" for line in context["missing"]]
     if context["notebooks"]:
-        out += ["", "## Notebooks", "", *(f"- {_inline(name)}" for name in context["notebooks"])]
+        out += ["", "## Notebooks", "", *(f"- {inline(name)}" for name in context["notebooks"])]
     return "\n".join(out) + "\n"
-
-
-def _markdown_table(table: Table) -> list[str]:
-    marks = table.marked or [False] * len(table.rows)
-    lines = [f"| {' | '.join(_inline(name) for name in table.columns)} |", "|" + " --- |" * len(table.columns)]
-    for row, marked in zip(table.rows, marks, strict=True):
-        first, *rest = (_inline(cell) for cell in row)
-        lines.append(f"| {' | '.join([f'**{first}**' if marked else first, *rest])} |")
-    return lines
-
-
-def _inline(text: str) -> str:
-    """Text that Markdown shows as it is: no HTML, no broken table cells."""
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "\\|")
-    for mark in ("*", "`"):
-        escaped = escaped.replace(mark, f"\\{mark}")
-    # Brackets are kept, intervals are written with them; an opening one before "(" would make a link.
-    return " ".join(escaped.replace("](", "]\\(").split())
 
 
 def _plain_values(value: Any) -> Any:

@@ -13,6 +13,8 @@ import json
 import sys
 from pathlib import Path
 
+from prefix_rft_lab.core.tables import with_interval
+
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = ("results", "gsm8k")
 """What stands in the README between ``<!-- NAME: ... -->`` and ``<!-- end of NAME -->``."""
@@ -52,7 +54,7 @@ def sentences(summary: dict) -> list[str]:
 
 def scored(row: dict, name: str) -> str:
     """A score and its interval."""
-    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
+    return with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"])
 
 
 def budget(arms: list[dict]) -> list[str]:

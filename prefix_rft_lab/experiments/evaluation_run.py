@@ -28,7 +28,7 @@ from prefix_rft_lab.core.files import (
     write_table,
     write_text,
 )
-from prefix_rft_lab.core.terminal import shown
+from prefix_rft_lab.core.tables import format_table, with_interval
 from prefix_rft_lab.core.types import EncodedProblem, Problem
 from prefix_rft_lab.runs.run import Run, environment, torch_state
 
@@ -499,11 +499,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     k = summary["k"]
     rows = [("level", "problems", f"avg@{k}", f"pass@{k}", "greedy", "tokens", "truncated")]
     for name, part in [("all", summary), *summary.get("levels", {}).items()]:
-        cells = [
-            f"{part[key]:.3f} [{low:.3f}, {high:.3f}]"
-            for key in ("avg", "pass", "greedy")
-            for low, high in [part[f"{key}_interval"]]
-        ]
+        cells = [with_interval(part[n], *part[f"{n}_interval"]) for n in ("avg", "pass", "greedy")]
         rows.append((name, str(part["problems"]), *cells, f"{part['tokens']:.1f}", f"{part['truncated']:.1%}"))
     return format_table(rows)
 
@@ -518,11 +514,7 @@ def format_benchmarks(evaluations: Sequence[Evaluation]) -> str:
     ]
     for found in evaluations:
         part = found.summary
-        cells = [
-            f"{part[name]:.3f} [{low:.3f}, {high:.3f}]"
-            for name in ("avg", "pass", "greedy")
-            for low, high in [part[f"{name}_interval"]]
-        ]
+        cells = [with_interval(part[n], *part[f"{n}_interval"]) for n in ("avg", "pass", "greedy")]
         title = BENCHMARKS[found.split].title
         rows.append(
             (title, str(part["problems"]), str(part["k"]), *cells, f"{part['tokens']:.1f}", f"{part['truncated']:.1%}")
@@ -537,7 +529,10 @@ def format_benchmarks(evaluations: Sequence[Evaluation]) -> str:
     if curves:
         text += "\n\npass@k, unbiased\n" + "\n".join(
             f"{title}: "
-            + ", ".join(f"{row.k} {row.mean:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in curve.itertuples())
+            + ", ".join(
+                f"{k} {with_interval(mean, low, high)}"
+                for k, mean, low, high in zip(*(curve[c] for c in ("k", "mean", "low", "high")), strict=True)
+            )
             for title, curve in curves.items()
         )
     for found in evaluations:
@@ -546,12 +541,3 @@ def format_benchmarks(evaluations: Sequence[Evaluation]) -> str:
                 f"\n\n{BENCHMARKS[found.split].title} by level\n{format_summary({**found.summary, 'levels': levels})}"
             )
     return text
-
-
-def format_table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows of text as aligned columns, the first row as head; cells are one line each, whatever they hold."""
-    rows = [tuple(map(shown, row)) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )

@@ -490,7 +490,6 @@ def _closing(report: Path, folder: Path, runs: Sequence[Run], others: int, secon
         f"report     {report.absolute()}",
         f"           {report.absolute().as_uri()}",
         f"figures    {(folder / 'figures').absolute()}",
-        f"           {(folder / 'gallery.html').absolute().as_uri()}",
         f"notebooks  {(folder / 'notebooks').absolute()} ({times})",
         f"runs       {len(runs)} in {folder / 'runs'}, read them by prefix_rft_lab.load_all(...)",
         *(f"           {run.path} diverged and counts as solving nothing" for run in runs if run.diverged),

@@ -198,7 +198,7 @@ def _why_right(answer: str, gold: str) -> str:
 
 def format_gradings(gradings: Sequence[Grading], *, shown: int = 20) -> str:
     """A line a source, then what was completed, left out, and failed: at most ``shown`` failures of a category."""
-    from prefix_rft_lab.experiments.evaluation_run import format_table
+    from prefix_rft_lab.core.tables import format_table
 
     def rate(right: int, of: int) -> str:
         return f"{right}/{of} {right / of:.3%}" if of else "none"

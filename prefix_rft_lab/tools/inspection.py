@@ -146,7 +146,7 @@ def _quantiles(lengths: Sequence[int]) -> dict[str, float]:
 
 def format_inspection(found: Inspection, *, shown: int = 5, characters: int = 300) -> str:
     """The inspection as text, with the beginning of the first problem."""
-    from prefix_rft_lab.experiments.evaluation_run import format_table
+    from prefix_rft_lab.core.tables import format_table
 
     def ids(names: Sequence[str]) -> str:
         more = ", ..." if len(names) > shown else ""

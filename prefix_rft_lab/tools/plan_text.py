@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefix_rft_lab.algorithm import methods
-from prefix_rft_lab.experiments.evaluation_run import format_table
+from prefix_rft_lab.core.tables import format_table
 from prefix_rft_lab.tools.planning import (
     CARDS,
     MASTER_BYTES,

@@ -15,6 +15,7 @@ from prefix_rft_lab.core import hub
 from prefix_rft_lab.core.config import ConfigError, RunConfig
 from prefix_rft_lab.core.errors import RunError
 from prefix_rft_lab.core.files import check_writable, damaged, disk_error
+from prefix_rft_lab.core.tables import with_interval
 from prefix_rft_lab.models import templates
 from prefix_rft_lab.runs.run import Run
 
@@ -223,10 +224,7 @@ def _scores(config: RunConfig, splits: Mapping[str, Any]) -> Iterator[str]:
         return
     rows: list[tuple[str, ...]] = [("split", "problems", "k", "avg@k", "pass@k", "greedy")]
     for split, part in splits.items():
-        cells = []
-        for name in ("avg", "pass", "greedy"):
-            low, high = part[f"{name}_interval"]
-            cells.append(f"{part[name]:.3f} [{low:.3f}, {high:.3f}]")
+        cells = [with_interval(part[name], *part[f"{name}_interval"]) for name in ("avg", "pass", "greedy")]
         rows.append((_words(split), str(part["problems"]), str(part["k"]), *cells))
     yield _table(rows)
     yield (

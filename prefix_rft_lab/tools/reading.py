@@ -252,7 +252,7 @@ def format_reading(reading: Reading, most: int = 10) -> str:
     Token texts come from a model: control characters are shown as escapes.
     """
     from prefix_rft_lab.analysis import entropy_analysis as analysis
-    from prefix_rft_lab.experiments.evaluation_run import format_table
+    from prefix_rft_lab.core.tables import format_table
 
     table = reading.table
     lines = [f"left out: {count} x {reason}" for reason, count in reading.dropped.items()]
