@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from prefix_rft_lab import prefixes, preset, rng
-from prefix_rft_lab.doctor import installed_vllm
+from prefix_rft_lab.core.versions import installed_vllm
 from prefix_rft_lab.generation import Request, engine_for
 from prefix_rft_lab.policy import load_policy
 from prefix_rft_lab.tasks import sources

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefix_rft_lab import preset, rng, train
 from prefix_rft_lab.config import ConfigError
-from prefix_rft_lab.doctor import VLLM_VERSION, installed_vllm
+from prefix_rft_lab.core.versions import VLLM_VERSION, installed_vllm
 from prefix_rft_lab.evaluation_run import config_for, evaluate_policy
 from prefix_rft_lab.generation import Request, TransformersEngine, engine_for, vllm_engine
 from prefix_rft_lab.generation.vllm_engine import VllmEngine
