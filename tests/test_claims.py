@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -89,7 +90,7 @@ def test_a_file_that_holds_no_claims_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is not valid YAML"):
         claims.load(tmp_path / "claims.yaml")
     with pytest.raises(ConfigError, match="claim 'a': id = 'a' comes twice"):
-        claims.load(write(tmp_path / "claims.yaml", PLAIN, PLAIN))
+        claims.load(write(tmp_path / "claims.yaml", PLAIN, copy.deepcopy(PLAIN)))
     with pytest.raises(ConfigError, match="claim 1: id is missing"):
         claims.load(write(tmp_path / "claims.yaml", {key: PLAIN[key] for key in PLAIN if key != "id"}))
 
