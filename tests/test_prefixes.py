@@ -89,7 +89,7 @@ def test_no_prefix_of_the_embedded_world_holds_the_boxed_answer(small, tiny):
     encoded, _ = encode_problems(tiny[1], found, config)
     given = [tiny[1].decode(row.prefix_ids) for problem in encoded for row in hybrid(problem, 0, config)]
     assert len(given) == 200
-    assert not any(prefixes.prefix_contains_answer(text) for text in given)
+    assert not any(measure.prefix_contains_answer(text) for text in given)
 
 
 def test_least_length_and_the_token_that_is_left_out(small):

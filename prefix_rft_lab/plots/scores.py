@@ -94,11 +94,14 @@ def verdicts(table: pd.DataFrame) -> RunFigure:
     Args:
         table: of :func:`prefix_rft_lab.analysis.claims.verdict_table`.
 
+    Claims that are not judged, since their arms were not tuned, are counted in the caption.
+
     Raises:
-        ConfigError: no claim has been judged.
+        ConfigError: every claim is missing.
     """
     shown = table[(table["verdict"] != "missing") & table["effect"].notna()].reset_index(drop=True)
-    if shown.empty:
+    borrowed = int((table["verdict"] == "not judged").sum())
+    if shown.empty and not borrowed:
         raise ConfigError("table = no judged claim; train the runs that the missing ones name")
     note = "1: the smallest effect that matters; thin: interval corrected for all claims, thick: plain 95%"
     handles = [
@@ -107,7 +110,7 @@ def verdicts(table: pd.DataFrame) -> RunFigure:
         if (shown["verdict"] == name).any()
     ]
     figure, grid = new_figure(
-        9.5, 0.34 * len(shown) + 0.9, title="Claims and what the runs say", note=note, legends=[handles]
+        9.5, 0.34 * max(len(shown), 1) + 0.9, title="Claims and what the runs say", note=note, legends=[handles]
     )
     axes = grid[0, 0]
     ranged = shown["lowest"].notna()
@@ -135,10 +138,11 @@ def verdicts(table: pd.DataFrame) -> RunFigure:
     # Claims differ at their end, so they are wrapped and not cut.
     names = ["\n".join(textwrap.wrap(text, 58, break_on_hyphens=False)) for text in shown["claim"]]
     axes.set_yticks(range(len(shown)), names, parse_math=False, fontsize=8)
-    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_ylim(max(len(shown), 1) - 0.5, -0.5)
     axes.set_xlabel("effect as claimed / smallest effect that matters")
     axes.grid(axis="y", visible=False)
     counts = ", ".join(f"{int((shown['verdict'] == name).sum())} {name}" for name in VERDICT_STYLES)
+    counts += f", {borrowed} not judged" * bool(borrowed)
     return finish(figure, data, f"Claims: {counts}; {note}. The black bar is what a claim has to pass.")
 
 

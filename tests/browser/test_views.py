@@ -46,7 +46,7 @@ def test_formulas_are_those_of_python(page):
         GRID,
     )
     for fields, rows in zip(GRID, got, strict=True):
-        config = CONFIG.replace(**{f"prefix.{name}": value for name, value in fields.items()}).prefix
+        config = schedules.of_run(CONFIG.replace(**{f"prefix.{name}": value for name, value in fields.items()}))
         for step, (low, high, mean, shortest, longest) in enumerate(rows):
             window = schedules.ratio_window(config, step)
             assert (low, high) == pytest.approx(window, abs=1e-12)
@@ -84,7 +84,10 @@ def test_probability_of_being_given_is_that_of_drawn_lengths(page):
     got = page.evaluate("(config) => [...window.module.formulas.givenProbabilities(config, 90, 20)]", fields)
     rng = np.random.default_rng(0)
     lengths = np.array(
-        [schedules.prefix_length(schedules.sample_ratio(config.prefix, 90, rng), 20, 3) for _ in range(40_000)]
+        [
+            schedules.prefix_length(schedules.sample_ratio(schedules.of_run(config), 90, rng), 20, 3)
+            for _ in range(40_000)
+        ]
     )
     assert got == pytest.approx([(lengths > i).mean() for i in range(20)], abs=0.01)
 
