@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -15,6 +16,9 @@ from prefix_rft_lab.experiments.profiles import PROFILES
 from prefix_rft_lab.notebooks import parameters_of, reproduce
 from prefix_rft_lab.runs import FOLLOWED, Run
 from prefix_rft_lab.trainer import train
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+import publish_results
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
@@ -74,6 +78,8 @@ def test_executed_notebook(reproduction, name):
     assert not any(re.search(r"Warning\b", output.get("text", "")) for output in outputs)
     text = path.read_text(encoding="utf-8")
     assert len(text) < 1_000_000
+    # Where it was run, its parameters name the folder; what is published names none.
+    text = publish_results.copied(path, reproduction).decode()
     assert str(Path.home()) + "/" not in text and str(reproduction) not in text, "no paths of this machine"
 
 
