@@ -55,6 +55,15 @@ def test_scores_are_one_long_table(tmp_path):
     assert stats.matrix(table, "sft", "tokens").tolist() == [[10 + s, 11, 12, 13, 14, 10] for s in (0, 1)]
 
 
+def test_scores_of_groups_are_tables_by_group(tmp_path):
+    runs = [write_run(tmp_path, m, s, counts=(s, 1, 2, 3, 4, 0)) for m in ("rft", "sft") for s in (0, 1)]
+    found = stats.scores(stats.group(runs), "test")
+    assert list(found) == ["sft", "rft"]
+    assert found["rft"].problems == 6
+    assert found["rft"].values["avg"].tolist() == [[s / 4, 0.25, 0.5, 0.75, 1, 0] for s in (0, 1)]
+    assert stats.two_level(found["rft"].values["avg"]).mean == pytest.approx(stats.compare(runs)["mean"][1])
+
+
 def test_compare_gives_hand_computed_means_in_method_order(tmp_path):
     runs = [
         write_run(tmp_path, "prefix_rft", 1, counts=(4, 4, 4, 4, 0, 0)),

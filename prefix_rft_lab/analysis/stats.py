@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import pandas as pd
@@ -111,8 +112,23 @@ def title(name: str, members: Sequence[Run]) -> str:
 # ---------------------------------------------------------------------- scores
 
 
-def scores(runs: Sequence[Run], split: str = "test", *, label: Label | None = None) -> pd.DataFrame:
-    """Final evaluations of all runs as one long table.
+@dataclass(frozen=True, slots=True)
+class Side:
+    """The scores of one group."""
+
+    values: dict[str, np.ndarray]
+    """Metric -> :func:`matrix`."""
+    problems: int
+
+
+@overload
+def scores(runs: Sequence[Run], split: str = "test", *, label: Label | None = None) -> pd.DataFrame: ...
+@overload
+def scores(runs: Mapping[str, Sequence[Run]], split: str = "test") -> dict[str, Side]: ...
+def scores(
+    runs: Sequence[Run] | Mapping[str, Sequence[Run]], split: str = "test", *, label: Label | None = None
+) -> pd.DataFrame | dict[str, Side]:
+    """Final evaluations of all runs as one long table; of the groups that :func:`group` made, by group.
 
     Returns:
         group, title, seed, problem, level, k, metric (a name of :data:`METRIC_NAMES`), value (share of 1, or tokens; NaN
@@ -123,6 +139,11 @@ def scores(runs: Sequence[Run], split: str = "test", *, label: Label | None = No
             comes twice.
         RunError: a run has no evaluation of this split.
     """
+    if isinstance(runs, Mapping):
+        names = {run.path: name for name, members in runs.items() for run in members}
+        table = scores([r for members in runs.values() for r in members], split, label=lambda run: names[run.path])
+        size = table["problem"].nunique()
+        return {name: Side({m: matrix(table, name, m) for m in METRIC_NAMES}, size) for name in runs}
     groups = group(runs, label)
     everyone = [run for members in groups.values() for run in members]
     _refuse_unlike(everyone)
@@ -193,6 +214,10 @@ def _refuse_other_problems(first: pd.DataFrame, table: pd.DataFrame, split: str)
 def measure(a: np.ndarray, b: np.ndarray | None = None, metric: str = "avg") -> Estimate:
     """:func:`prefix_rft_lab.runs.summary.estimate` of (seeds, problems) tables of a metric; all but lengths are shares."""
     return estimate(a, b, bounds=None if metric == "tokens" else SHARE)
+
+
+two_level = measure
+"""The name of before: an interval over seeds and problems, the two levels of chance."""
 
 
 def _columns(found: Estimate, mean: str = "mean", prefix: str = "") -> dict[str, float]:
