@@ -20,12 +20,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
 
 from prefix_rft_lab.algorithm.methods import METHODS
+from prefix_rft_lab.core import columns
+from prefix_rft_lab.core.columns import Source
 from prefix_rft_lab.core.config import ConfigError, flatten
 from prefix_rft_lab.runs.run import Run, by_method
 from prefix_rft_lab.runs.summary import SHARE, Estimate, estimate, pass_at_k
@@ -33,12 +35,7 @@ from prefix_rft_lab.runs.summary import SHARE, Estimate, estimate, pass_at_k
 Label = Callable[[Run], str]
 """Names the group of a run where groups aren't methods, e.g. ``lambda run: f"keep {run.config.prefix.keep_fraction}"``."""
 
-METRIC_NAMES = {
-    "avg": "avg@k",
-    "pass": "pass@k",
-    "greedy": "greedy pass@1",
-    "tokens": "response tokens",
-}
+METRIC_NAMES = {name: columns.EVALUATIONS[name].short() for name in columns.FINAL}
 """Metric -> how it is called in sentences; the first three are shares of 1, the last a mean length in tokens."""
 
 OVER_BOTH = "95% t intervals over seeds and problems (problems only where there is one seed)"
@@ -48,7 +45,7 @@ OVER_SEEDS = "95% t intervals over seeds"
 _SHARED_FIELDS = ("data.problems", "evaluation.temperature", "rollout.max_response_tokens")
 """Config fields that must agree between the sides of a comparison: they decide what a score means."""
 
-_SCORED = ("avg", "pass", "greedy", "reward", "reward_plain", "reward_hybrid")
+_SCORED = (*columns.SHARES, "reward", "reward_plain", "reward_hybrid")
 """Recorded columns that are 0 for a policy that diverged."""
 
 
@@ -393,9 +390,6 @@ def improvement(
 # ---------------------------------------------------------------------- curves
 
 
-Source = Literal["metrics", "evaluations"]
-
-
 def records(run: Run, source: Source) -> pd.DataFrame:
     """``run.metrics`` or ``run.evaluations``, parsed again only when the file has grown; don't change what it returns."""
     path = run.path / f"{source}.jsonl"
@@ -467,7 +461,7 @@ def curve(runs: Sequence[Run], column: str, source: Source = "evaluations") -> p
     _refuse_mixed("runs", runs)
     frame = seed_curves(runs, column, source)
     if frame.empty:
-        raise ConfigError(f"column = {column!r} is not in the {source} of these runs; see measure.METRICS for names")
+        raise ConfigError(f"column = {column!r} is not in the {source} of these runs; see core.columns for names")
     return summarise_curve(frame)
 
 
@@ -582,7 +576,7 @@ def cost_curve(
             part[f"seed_{seed}"] = frame[seed].to_numpy()
         parts.append(part)
     if not parts:
-        raise ConfigError(f"column = {column!r} is not in the evaluations of these runs; see measure.METRICS for names")
+        raise ConfigError(f"column = {column!r} is not in the evaluations of these runs; see core.columns for names")
     return pd.concat(parts, ignore_index=True)
 
 

@@ -38,6 +38,7 @@ import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
 from prefix_rft_lab.algorithm import methods
+from prefix_rft_lab.core import columns
 from prefix_rft_lab.core.config import (
     PRESETS,
     ConfigError,
@@ -61,7 +62,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "assets" / "sweeps"
 TUNED = Path(__file__).resolve().parents[1] / "assets" / "tuned.json"
 """Fields that the kit's tuning sweep chose, by method."""
 
-METRICS = ("avg", "pass", "greedy", "tokens")
+METRICS = columns.FINAL
 """Columns of the summary for each split: three shares of 1, and the mean response length in tokens."""
 
 _CHOSEN = ("name", "seed")

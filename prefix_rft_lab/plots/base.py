@@ -27,6 +27,7 @@ from PIL import Image
 from prefix_rft_lab.algorithm.methods import METHODS
 from prefix_rft_lab.analysis import stats
 from prefix_rft_lab.analysis.stats import Label
+from prefix_rft_lab.core.columns import Source, column_of
 from prefix_rft_lab.core.errors import RunError
 from prefix_rft_lab.core.files import write_bytes, write_text
 from prefix_rft_lab.core.versions import __version__
@@ -85,20 +86,8 @@ KIND_TITLES = {
     "demonstration": "whole demonstration (only read)",
 }
 GREY = "#595959"
-SCORES = ("avg", "pass", "greedy")
 MANY_SEEDS = 5
 """Above this number a band replaces the single seeds."""
-
-COLUMN_LABELS = {
-    "avg": "avg@{k} (share of samples solved)",
-    "pass": "pass@{k} (share of problems solved in {k} tries)",
-    "greedy": "greedy pass@1 (share of problems solved)",
-    "tokens": "response length (tokens)",
-    "truncated": "share of samples cut off",
-    "entropy": "entropy (nats)",
-    "demonstration_nll": "NLL of the demonstrations (nats/token)",
-}
-
 
 kit_style = matplotlib.style.context("default")
 """Decorates what draws or saves: Matplotlib's defaults, whatever style or ``text.usetex`` the caller has set."""
@@ -481,12 +470,11 @@ def hard_count(runs: Sequence[Run]) -> str:
 
 
 def short_label(name: str, runs: Sequence[Run]) -> str:
-    return COLUMN_LABELS[name].format(k=k_of(runs)).partition(" (")[0]
+    return column_of(name).short(k_of(runs))
 
 
-def axis_label(column: str, runs: Sequence[Run]) -> str:
-    name = column.rpartition(".")[2]
-    return COLUMN_LABELS.get(name, name).format(k=k_of(runs))
+def axis_label(name: str, runs: Sequence[Run], source: Source = "evaluations") -> str:
+    return column_of(name, source).axis(k_of(runs))
 
 
 def capitalised(text: str, *, only: bool = True) -> str:

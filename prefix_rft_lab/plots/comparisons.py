@@ -11,11 +11,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from prefix_rft_lab.analysis import stats
 from prefix_rft_lab.analysis.stats import Label
+from prefix_rft_lab.core import columns
 from prefix_rft_lab.core.config import ConfigError
 from prefix_rft_lab.plots.base import (
-    COLUMN_LABELS,
     GREY,
     RunFigure,
+    axis_label,
     escaped,
     finish,
     kit_style,
@@ -92,7 +93,7 @@ def forest(
             tick.set_color(GREY)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(place - 0.4, -0.6)
-    what = COLUMN_LABELS[metric].format(k=int(table["k"].iloc[0]))
+    what = columns.column_of(metric).axis(int(table["k"].iloc[0]))
     axes.set_xlabel(f"difference in {what}, {reference} = 0")
     axes.grid(axis="y", visible=False)
     return finish(figure, table, f"Difference in {what} to {reference}: {note}.")
@@ -220,9 +221,9 @@ def dose_response(
                 textcoords="offset points", rotation=90, fontsize=7.5, color=GREY, ha="right", va="bottom",
                 parse_math=False,
             )  # fmt: skip
-    axes.set(xlabel=what + (", logarithmic" if log else ""), ylabel=COLUMN_LABELS[metric].format(k=k))
+    axes.set(xlabel=what + (", logarithmic" if log else ""), ylabel=columns.column_of(metric).axis(k))
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    caption = f"{COLUMN_LABELS[metric].format(k=k)} against {what}: {note}."
+    caption = f"{columns.column_of(metric).axis(k)} against {what}: {note}."
     return finish(figure, table.drop(columns="name"), caption)
 
 
@@ -253,8 +254,7 @@ def score_against_cost(
         Line2D([], [], color=styles[n][0], marker=styles[n][1], ms=5, lw=1.8, label=escaped(stats.title(n, groups[n])))
         for n in trained
     ]
-    last = column.rpartition(".")[2]
-    shown = short_label(last, runs) if last in COLUMN_LABELS else column
+    shown = short_label(column, runs)
     figure, grid = new_figure(
         7.5, 3.8, title=f"{shown} against {stats.COSTS[cost].partition(' (')[0]}", note=note, legends=[handles]
     )
@@ -277,9 +277,7 @@ def score_against_cost(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
     axes.set(
         xlabel=f"{stats.COSTS[cost]}, logarithmic",
-        ylabel=COLUMN_LABELS[last].format(k="/".join(str(k) for k in sorted({r.config.evaluation.k for r in runs})))
-        if last in COLUMN_LABELS
-        else column,
+        ylabel=axis_label(column, runs),
     )
     caption = f"{shown} on the validation split against {stats.COSTS[cost]}: {note}."
     return finish(figure, table, caption)

@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 
 from prefix_rft_lab.analysis import stats
 from prefix_rft_lab.analysis.stats import Label
+from prefix_rft_lab.core.columns import column_of
 from prefix_rft_lab.core.config import ConfigError
 from prefix_rft_lab.plots.base import (
-    COLUMN_LABELS,
     OKABE_ITO,
     RunFigure,
     escaped,
@@ -58,7 +58,7 @@ def final_scores(
             color=colour, marker=marker, ms=7, lw=1.8, capsize=4, mec=colour if thin else "white", mew=2 if thin else 0.8,
         )  # fmt: skip
         axes.annotate(
-            f"{row['mean']:.1f}" if metric == "tokens" else f"{row['mean']:.3f}",
+            f"{row['mean']:{column_of(metric).format}}",
             (row["high"], place),
             xytext=(6, 0),
             textcoords="offset points",
@@ -69,7 +69,7 @@ def final_scores(
             data.loc[data["method"] == method, f"seed_{run.seed}"] = float(score)
     axes.set_yticks(range(len(table)), list(table["title"]), parse_math=False)
     axes.set_ylim(len(table) - 0.5, -0.5)
-    axes.set_xlabel(COLUMN_LABELS[metric].format(k=int(table["k"].iloc[0])))
+    axes.set_xlabel(column_of(metric).axis(int(table["k"].iloc[0])))
     axes.grid(axis="y", visible=False)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0), high + 0.06 * (high - min(low, 0)))

@@ -16,17 +16,15 @@ from prefix_rft_lab.algorithm import schedules
 from prefix_rft_lab.analysis import stats
 from prefix_rft_lab.analysis.entropy_analysis import nll_and_reward
 from prefix_rft_lab.analysis.stats import Label
-from prefix_rft_lab.core import rng
+from prefix_rft_lab.core import columns, rng
 from prefix_rft_lab.core.config import ConfigError, RunConfig
 from prefix_rft_lab.core.errors import RunError
 from prefix_rft_lab.plots.base import (
-    COLUMN_LABELS,
     GREY,
     KIND_SHADES,
     KIND_STYLES,
     KIND_TITLES,
     OKABE_ITO,
-    SCORES,
     RunFigure,
     Series,
     axis_label,
@@ -171,7 +169,7 @@ def learning_curves(runs: Sequence[Run], metric: str = "avg", *, label: Label | 
     """An evaluation column (``avg``, ``pass``, ``greedy``, ``hard.avg``, ``tokens``...) on the validation split over
     training steps, with the base policy's level."""
     name = metric.rpartition(".")[2]
-    shown = short_label(name, runs) if name in COLUMN_LABELS else metric
+    shown = short_label(metric, runs)
     if metric.startswith("hard."):
         tries = "/".join(str(n) for n in sorted({run.config.evaluation.hard_tries for run in runs}))
         return _evaluation_figure(
@@ -181,7 +179,9 @@ def learning_curves(runs: Sequence[Run], metric: str = "avg", *, label: Label | 
             title=f"{shown} on Train-hard over training",
             where=f"{hard_count(runs)} of the training split that the base policy never solved in {tries} tries",
         )
-    return _evaluation_figure(runs, metric, label, title=capitalised(f"{shown} over training", only=name not in SCORES))
+    return _evaluation_figure(
+        runs, metric, label, title=capitalised(f"{shown} over training", only=name not in columns.SHARES)
+    )
 
 
 @kit_style
@@ -214,9 +214,9 @@ def _evaluation_figure(
             draw_series(axes, one, marker=True)
             mark_stages(axes, [one], text=False)
     axes.set(xlabel="training step (all stages)", ylabel=what)
-    from_zero([axes], share=name in SCORES)
+    from_zero([axes], share=name in columns.SHARES)
     caption = (
-        f"{capitalised(what, only=name not in SCORES)} against training step; {note_of(series, where)}. "
+        f"{capitalised(what, only=name not in columns.SHARES)} against training step; {note_of(series, where)}. "
         f"Dashed grey: the policy before training.{stage_note(series)}"
     )
     return finish(figure, table_of(series), caption)

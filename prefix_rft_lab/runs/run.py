@@ -210,7 +210,7 @@ class Run:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """One row a training step; units in :data:`prefix_rft_lab.training.measure.METRICS`."""
+        """One row a training step; units in :data:`prefix_rft_lab.core.columns.METRICS`."""
         return pd.DataFrame(read_lines(self.path / "metrics.jsonl"))
 
     @property

@@ -9,55 +9,13 @@ from typing import Any
 import torch
 
 from prefix_rft_lab.algorithm import methods, schedules
+from prefix_rft_lab.core import columns
 from prefix_rft_lab.core.config import RunConfig
 from prefix_rft_lab.core.types import KIND_NAMES, Row, TokenKind
 from prefix_rft_lab.data.answers import extract_answer
 from prefix_rft_lab.training.update import UpdateResult
 
-METRICS = {
-    "stage": "name of the stage",
-    "step": "step of the stage, from 0",
-    "global_step": "step of the run, from 0",
-    "loss": "loss of the update (sum of the kinds' losses, each over its normaliser)",
-    "reward": "mean score of all rows, 0 to 1",
-    "reward_plain": "mean score of the rows without prefix",
-    "reward_hybrid": "mean score of the rows with prefix",
-    "solved_none": "share of problems whose plain rows all score 0",
-    "solved_all": "share of problems whose plain rows all score 1",
-    "answer_in_prefix": "share of hybrid rows whose prefix already shows the boxed answer",
-    "prefix_ratio_low": "lower end of the ratio window",
-    "prefix_ratio_high": "upper end of the ratio window",
-    "prefix_ratio": "mean drawn ratio of the hybrid rows",
-    "prefix_tokens": "mean prefix length of the hybrid rows, tokens",
-    "prefix_share": "prefix and demonstration tokens / response tokens of the step",
-    "kept_share": "prefix tokens that keep their advantage / prefix tokens",
-    "kept_threshold": "lowest entropy of a kept prefix token, nats",
-    "entropy_<kind>": "mean entropy of the tokens of a kind (prefix, continuation, on_policy), nats",
-    "nll_<kind>": "mean negative log-likelihood of the tokens of a kind, nats",
-    "advantage_<kind>": "mean advantage of the tokens of a kind, before the clip",
-    "clipped_<kind>": "share of tokens of a kind whose ratio was clipped",
-    "tokens_<kind>": "number of tokens of a kind",
-    "response_tokens": "mean response length, prefix included, tokens",
-    "plain_tokens": "mean response length of plain rows, tokens",
-    "hybrid_tokens": "mean response length of hybrid rows, prefix included, tokens",
-    "truncated": "share of sampled rows that ran out of tokens",
-    "engine_gap": "mean distance of the engine's and the trainer's log-probabilities of the sampled tokens, nats",
-    "engine_gap_max": "largest such distance, nats",
-    "grad_norm": "global gradient norm before clipping",
-    "grad_norm_<kind>": "gradient norm of the loss of one kind alone, before clipping (every records.diagnostics_every steps)",
-    "kl": "KL from the policy before the step to the one after it, nats a sampled token (as above)",
-    "entropy_change": "mean entropy of the sampled tokens after the step minus before, nats (as above)",
-    "replay_loss": "loss of the second update of the step, NaN without one (ReLIFT)",
-    "replay_grad_norm": "its gradient norm before clipping, NaN without one (ReLIFT)",
-    "replay_updated": "1 if the step had a second update, else 0 (ReLIFT)",
-    "replay_problems": "problems that wait in the buffer after the step (ReLIFT)",
-    "lr": "learning rate",
-    "verifier_timeouts": "verifications that ran out of time so far",
-    "seconds_rollout": "seconds generating",
-    "seconds_score": "seconds scoring",
-    "seconds_record": "seconds recording tokens; 0 in steps that are not recorded",
-    "seconds_update": "seconds in forward, backward and optimizer",
-}
+METRICS = {name: column.described() for name, column in columns.METRICS.items()}
 """Name of each column of ``metrics.jsonl`` -> meaning and unit."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 import threading
 import time
 from collections.abc import Sequence
@@ -19,11 +18,10 @@ import traitlets
 from prefix_rft_lab import plots
 from prefix_rft_lab.algorithm.methods import METHODS
 from prefix_rft_lab.analysis import stats
+from prefix_rft_lab.core import columns
 from prefix_rft_lab.core.config import ConfigError, flatten
 from prefix_rft_lab.core.errors import RunError
-from prefix_rft_lab.core.types import KIND_NAMES
 from prefix_rft_lab.runs.run import Run, load_all
-from prefix_rft_lab.training import measure
 from prefix_rft_lab.widgets.base import Explorer, script, style
 
 _MOST_POINTS = 1000
@@ -32,17 +30,6 @@ _QUIET = 60.0
 """Seconds without a new line after which a run that is not finished counts as stopped."""
 _PLACES = {"step", "global_step", "stage", "k", "problems"}
 """Names in records that say where or of how much a figure is, and are none themselves."""
-
-EVALUATIONS = {
-    "avg": "mean score over k samples a problem",
-    "pass": "share of problems solved in k tries",
-    "greedy": "share of problems solved by the greedy answer",
-    "tokens": "mean response length, tokens",
-    "truncated": "share of samples cut off",
-    "entropy": "mean entropy of sampled tokens, nats",
-    "demonstration_nll": "negative log-likelihood of the demonstrations, nats a token",
-    "demonstration_nll_hard": "the same on Train-hard problems, nats a token",
-}
 
 
 class RunExplorer(Explorer):
@@ -53,7 +40,7 @@ class RunExplorer(Explorer):
 
     Args:
         runs_or_folder: runs, finished or not, or a folder that holds some or will.
-        metric: a name of :data:`prefix_rft_lab.training.measure.METRICS`, or of an evaluation on the validation split:
+        metric: a name of :data:`prefix_rft_lab.core.columns.METRICS`, or of an evaluation on the validation split:
             ``evaluations.avg``, ``evaluations.hard.avg``; a name that only evaluations have needs no prefix.
         refresh: seconds between looks at the files; 0 looks once.
 
@@ -169,15 +156,13 @@ class RunExplorer(Explorer):
         for name in (metric, f"evaluations.{metric}"):
             if name in recorded:
                 return name
-        known = [
-            name.replace("<kind>", kind) for name in measure.METRICS for kind in KIND_NAMES.values()
-            if name not in _PLACES
-        ] + [f"evaluations.{name}" for name in EVALUATIONS]  # fmt: skip
+        known = [name for name in columns.names("metrics") if name not in _PLACES]
+        known += [f"evaluations.{name}" for name in columns.EVALUATIONS]
         for name in (metric, f"evaluations.{metric}"):
             if name in known:
                 return name
         close = difflib.get_close_matches(metric, [*recorded, *known], n=3, cutoff=0.5)
-        remedy = f"did you mean {' or '.join(dict.fromkeys(close))}?" if close else "see measure.METRICS for names"
+        remedy = f"did you mean {' or '.join(dict.fromkeys(close))}?" if close else "see core.columns for names"
         raise ConfigError(f"metric = {metric!r} is not recorded by any run; {remedy}")
 
     # ------------------------------------------------------------------ following
@@ -401,21 +386,16 @@ def _metrics(watched: Sequence[_Watched]) -> list[dict[str, str]]:
     for one in watched:
         for table in one.tables():
             names |= dict.fromkeys(table["names"])
-    order = [name.replace("<kind>", kind) for name in measure.METRICS for kind in KIND_NAMES.values()]
+    order = list(columns.names("metrics"))
     out = []
     for name in sorted(names, key=lambda name: order.index(name) if name in order else len(order)):
-        source = "evaluations" if name.startswith("evaluations.") else "metrics"
+        source: columns.Source = "evaluations" if name.startswith("evaluations.") else "metrics"
         title = name.removeprefix("evaluations.")
         out.append({"name": name, "title": title, "source": source, "meaning": _meaning(title, source)})
     return out
 
 
-def _meaning(name: str, source: str) -> str:
-    if source == "evaluations":
-        group, _, last = name.rpartition(".")
-        text = EVALUATIONS.get(last, name)
-        return f"{text} ({group.replace('.', ' ')})" if group else text
-    if name in measure.METRICS:
-        return measure.METRICS[name]
-    pattern = re.sub(f"_({'|'.join(KIND_NAMES.values())})$", "_<kind>", name)
-    return measure.METRICS.get(pattern, name)
+def _meaning(name: str, source: columns.Source) -> str:
+    group = name.rpartition(".")[0] if source == "evaluations" else ""
+    text = columns.column_of(name, source).described()
+    return f"{text} ({group.replace('.', ' ')})" if group else text
