@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any, overload
 
@@ -74,31 +74,34 @@ def group(runs: Sequence[Run], label: Label | None = None) -> dict[str, list[Run
     groups: dict[str, list[Run]]
     if label is None:
         groups = by_method(runs)
-    else:
-        groups = {}
+    else:  # in the order in which the caller listed them
+        groups = {label(run): [] for run in runs}
         for run in sorted(runs, key=lambda run: run.seed):
-            groups.setdefault(label(run), []).append(run)
-        # Sorting by seed came first so that each group is ascending; the groups stand as the caller listed them.
-        groups = {name: groups[name] for name in dict.fromkeys(label(run) for run in runs)}
+            groups[label(run)].append(run)
     for name, members in groups.items():
         _refuse_mixed(name, members)
     return groups
 
 
 def _refuse_mixed(name: str, members: Sequence[Run]) -> None:
-    first = members[0]
     for other in members[1:]:
-        if other.config.hash() != first.config.hash():
-            mine, theirs = dict(flatten(first.config.to_dict())), dict(flatten(other.config.to_dict()))
-            field = next(f for f in {**mine, **theirs} if f not in ("name", "seed") and mine.get(f) != theirs.get(f))
+        if other.config.hash() != members[0].config.hash():
             raise ConfigError(
-                f"{field} = {mine.get(field)!r} and {theirs.get(field)!r} among the runs of {name!r}; compare runs of "
-                "one config, or give label= a function that names them apart"
+                f"{_difference(members[0], other)} among the runs of {name!r}; compare runs of one config, or give "
+                "label= a function that names them apart"
             )
     seeds = [run.seed for run in members]
-    for seed in seeds:
-        if seeds.count(seed) > 1:
-            raise ConfigError(f"seed = {seed} comes twice among the runs of {name!r}; give each run once")
+    if repeated := [seed for seed in seeds if seeds.count(seed) > 1]:
+        raise ConfigError(f"seed = {repeated[0]} comes twice among the runs of {name!r}; give each run once")
+
+
+def _difference(first: Run, other: Run, fields: Sequence[str] = ()) -> str:
+    """The first config field that differs, with both values; "" if none of the given ones does (all but name and seed)."""
+    mine, theirs = (dict(flatten(run.config.to_dict())) for run in (first, other))
+    for field in fields or dict.fromkeys([*mine, *theirs]):
+        if field not in ("name", "seed") and mine.get(field) != theirs.get(field):
+            return f"{field} = {mine.get(field)!r} and {theirs.get(field)!r}"
+    return ""
 
 
 def title(name: str, members: Sequence[Run]) -> str:
@@ -129,7 +132,7 @@ def scores(
 
     Returns:
         group, title, seed, problem, level, k, metric (a name of :data:`METRIC_NAMES`), value (share of 1, or tokens; NaN
-        where not measured). Groups stand as in :func:`group`, problems as in the first run.
+        where not measured). Groups stand as in :func:`group`.
 
     Raises:
         ConfigError: the runs were not evaluated alike (k, problems, temperature, response length), or a problem's id
@@ -142,31 +145,40 @@ def scores(
         size = table["problem"].nunique()
         return {name: Side({m: matrix(table, name, m) for m in METRIC_NAMES}, size) for name in runs}
     groups = group(runs, label)
-    everyone = [run for members in groups.values() for run in members]
-    _refuse_unlike(everyone)
-    first = everyone[0].evaluation(split)
-    parts = []
-    for name, members in groups.items():
-        for run in members:
-            table = run.evaluation(split)
-            _refuse_other_problems(first, table, split)
-            wide = pd.DataFrame(
-                {
-                    "group": name,
-                    "title": title(name, members),
-                    "seed": run.seed,
-                    "problem": table["id"],
-                    "level": table["level"].astype(str),
-                    "k": table["k"],
-                    "avg": table["correct"] / table["k"],
-                    "pass": (table["correct"] > 0).astype(float),
-                    "greedy": table["greedy"].astype(float),
-                    "tokens": table["tokens"].astype(float),
-                }
+    everyone = [(name, run) for name, members in groups.items() for run in members]
+    first, parts = everyone[0][1], []
+    for name, run in everyone:
+        if different := _difference(first, run, _SHARED_FIELDS):
+            raise ConfigError(
+                f"{different} among the runs ({first.method} and {run.method}); compare runs that were evaluated alike"
             )
-            parts.append(wide.set_index("problem", drop=False).loc[list(first["id"])])
-    keys = ["group", "title", "seed", "problem", "level", "k"]
-    return pd.concat(parts).melt(keys, list(METRIC_NAMES), "metric", "value")
+        part = run.evaluation(split).rename(columns={"id": "problem"})
+        parts.append(part.assign(group=name, title=title(name, groups[name]), seed=run.seed))
+    table = pd.concat(parts)
+    _refuse_other_problems(table, split)
+    table["level"] = table["level"].astype(str)
+    values = {"avg": table["correct"] / table["k"], "pass": table["correct"] > 0}
+    table[list(METRIC_NAMES)] = table.assign(**values)[list(METRIC_NAMES)].astype(float)
+    return table.melt(["group", "title", "seed", "problem", "level", "k"], list(METRIC_NAMES), "metric", "value")
+
+
+def _refuse_other_problems(table: pd.DataFrame, split: str) -> None:
+    if table["k"].nunique() > 1:
+        raise ConfigError(
+            f"evaluation.k = {' and '.join(map(str, sorted(table['k'].unique())))} among the runs; avg@k and pass@k of "
+            "different k cannot be compared: evaluate all runs with one k"
+        )
+    runs = table.groupby(["group", "seed"], sort=False)["problem"]
+    if (twice := table[table.duplicated(["group", "seed", "problem"])]).size:
+        raise ConfigError(
+            f"id = {twice['problem'].iloc[0]!r} comes twice among the problems of {split!r}, so that scores cannot be "
+            "paired; give each problem an id of its own and evaluate again"
+        )
+    if len(sets := runs.agg(frozenset).unique()) > 1:
+        raise ConfigError(
+            f"data.eval_problems = {len(sets[0])} and {len(sets[1])} problems of {split!r} among the runs, not the same "
+            "ones; evaluate all runs on one set of problems"
+        )
 
 
 def matrix(table: pd.DataFrame, name: str, metric: str) -> np.ndarray:
@@ -174,38 +186,6 @@ def matrix(table: pd.DataFrame, name: str, metric: str) -> np.ndarray:
     has no response lengths)."""
     own = table[(table["group"] == name) & (table["metric"] == metric)]
     return own.pivot(index="seed", columns="problem", values="value").dropna(how="all").to_numpy(float)
-
-
-def _refuse_unlike(everyone: Sequence[Run]) -> None:
-    first = dict(flatten(everyone[0].config.to_dict()))
-    for run in everyone[1:]:
-        other = dict(flatten(run.config.to_dict()))
-        for field in _SHARED_FIELDS:
-            if other[field] != first[field]:
-                raise ConfigError(
-                    f"{field} = {first[field]!r} and {other[field]!r} among the runs ({everyone[0].method} and "
-                    f"{run.method}); compare runs that were evaluated alike"
-                )
-
-
-def _refuse_other_problems(first: pd.DataFrame, table: pd.DataFrame, split: str) -> None:
-    ks = sorted({*first["k"], *table["k"]})
-    if len(ks) != 1:
-        raise ConfigError(
-            f"evaluation.k = {' and '.join(map(str, ks))} among the runs; avg@k and pass@k of different k cannot be "
-            "compared: evaluate all runs with one k"
-        )
-    if table["id"].duplicated().any():
-        name = table.loc[table["id"].duplicated(), "id"].iloc[0]
-        raise ConfigError(
-            f"id = {name!r} comes twice among the problems of {split!r}, so that scores cannot be paired; give each "
-            "problem an id of its own and evaluate again"
-        )
-    if set(table["id"]) != set(first["id"]):
-        raise ConfigError(
-            f"data.eval_problems = {len(first)} and {len(table)} problems of {split!r} among the runs, not the same "
-            "ones; evaluate all runs on one set of problems"
-        )
 
 
 def measure(a: np.ndarray, b: np.ndarray | None = None, metric: str = "avg") -> Estimate:
@@ -218,8 +198,31 @@ two_level = measure
 
 
 def _columns(found: Estimate, mean: str = "mean", prefix: str = "") -> dict[str, float]:
-    low, high = found.interval()
-    return {mean: found.mean, f"{prefix}low": low, f"{prefix}high": high}
+    return {mean: found.mean} | dict(zip((f"{prefix}low", f"{prefix}high"), found.interval(), strict=True))
+
+
+def _scored(
+    runs: Sequence[Run], split: str, label: Label | None, metric: str = "avg"
+) -> tuple[dict[str, list[Run]], pd.DataFrame]:
+    """The groups of a comparison and their scores, once the metric is known."""
+    groups, table = group(runs, label), scores(runs, split, label=label)
+    metric_name(metric, 1)
+    return groups, table
+
+
+def _rows(groups: Mapping[str, Sequence[Run]], table: pd.DataFrame) -> list[dict[str, Any]]:
+    """What every table of scores says of its groups."""
+    return [
+        {
+            "method": name,
+            "title": part["title"].iloc[0],
+            "seeds": len(groups[str(name)]),
+            "problems": part["problem"].nunique(),
+            "k": int(part["k"].iloc[0]),
+            "over": _over(len(groups[str(name)])),
+        }
+        for name, part in table.groupby("group", sort=False)
+    ]
 
 
 def _over(seeds: int) -> str:
@@ -245,38 +248,20 @@ def compare(
         ConfigError: no runs, mixed configs, or runs that were not evaluated alike.
         RunError: a run has no evaluation of this split.
     """
-    groups, table = group(runs, label), scores(runs, split, label=label)
-    metric_name(metric, 1)
+    groups, table = _scored(runs, split, label, metric)
     base = next((name for name, members in groups.items() if members[0].method == "base"), None)
     rows = []
     for row in _rows(groups, table):
         name = row["method"]
-        row["diverged"] = sum(bool(run.diverged) for run in groups[name])
         own = {each: matrix(table, name, each) for each in METRIC_NAMES}
+        row["diverged"] = sum(bool(run.diverged) for run in groups[name])
         row |= _columns(measure(own[metric], metric=metric))
         for each in ("avg", "pass", "greedy"):
             row |= _columns(measure(own[each]), each, f"{each}_")
         row["tokens"] = float(own["tokens"].mean()) if own["tokens"].size else float("nan")
-        nothing = base is None or name == base
-        other = np.empty((0, 0)) if nothing else matrix(table, str(base), metric)
-        row |= _columns(measure(own[metric], other, metric), "delta", "delta_")
-        rows.append(row)
+        other = np.empty((0, 0)) if base in (None, name) else matrix(table, str(base), metric)
+        rows.append(row | _columns(measure(own[metric], other, metric), "delta", "delta_"))
     return pd.DataFrame(rows)
-
-
-def _rows(groups: Mapping[str, Sequence[Run]], table: pd.DataFrame) -> list[dict[str, Any]]:
-    """What every table of scores says of its groups."""
-    return [
-        {
-            "method": name,
-            "title": part["title"].iloc[0],
-            "seeds": len(groups[str(name)]),
-            "problems": part["problem"].nunique(),
-            "k": int(part["k"].iloc[0]),
-            "over": _over(len(groups[str(name)])),
-        }
-        for name, part in table.groupby("group", sort=False)
-    ]
 
 
 def by_level(
@@ -290,16 +275,14 @@ def by_level(
     Raises:
         ConfigError, RunError: as :func:`compare`.
     """
-    groups, table = group(runs, label), scores(runs, split, label=label)
-    metric_name(metric, 1)
-    parts = [
-        row | {"level": level} | _columns(measure(matrix(part, row["method"], metric), metric=metric))
+    groups, table = _scored(runs, split, label, metric)
+    rows: list[dict[str, Any]] = [
+        row | {"level": level} | _columns(measure(matrix(part, str(row["method"]), metric), metric=metric))
         for level, part in table.groupby("level", sort=False)
         for row in _rows(groups, part)
     ]
-    order = list(groups)
-    found = pd.DataFrame(parts).sort_values("method", key=lambda m: m.map(order.index), kind="stable")
-    return found.reset_index(drop=True)
+    rows.sort(key=lambda row: list(groups).index(row["method"]))
+    return pd.DataFrame(rows)
 
 
 def deltas(
@@ -327,16 +310,14 @@ def deltas(
     for name in own.values():
         if name not in groups:
             raise ConfigError(f"control = {name!r} is not among the runs; they are {', '.join(groups)}")
-    table = scores(runs, split, label=label)
-    metric_name(metric, 1)
+    groups, table = _scored(runs, split, label, metric)
     rows = []
     for row in _rows(groups, table):
         against = own.get(row["method"], row["method"])
-        if against == row["method"]:
-            continue
-        own_scores, others = (matrix(table, name, metric) for name in (row["method"], against))
-        row |= {"control": against, "over": _over(min(row["seeds"], len(groups[against])))}
-        rows.append(row | _columns(measure(own_scores, others, metric), "delta"))
+        if against != row["method"]:
+            own_scores, others = (matrix(table, name, metric) for name in (row["method"], against))
+            row |= {"control": against, "over": _over(min(row["seeds"], len(groups[against])))}
+            rows.append(row | _columns(measure(own_scores, others, metric), "delta"))
     return pd.DataFrame(rows)
 
 
@@ -349,17 +330,19 @@ def pass_curve(runs: Sequence[Run], split: str = "test", *, label: Label | None 
     Raises:
         ConfigError, RunError: as :func:`compare`.
     """
-    groups, table = group(runs, label), scores(runs, split, label=label)
+    groups, table = _scored(runs, split, label)
     rows = []
     for row in _rows(groups, table):
         counts = (matrix(table, row["method"], "avg") * row["k"]).round().astype(int)
         for k in range(1, row["k"] + 1):
             of_problems = np.array([pass_at_k(row["k"], correct, k) for correct in range(row["k"] + 1)])[counts]
-            seeds = (run.seed for run in groups[row["method"]])
-            by_seed = {f"seed_{seed}": float(v) for seed, v in zip(seeds, of_problems.mean(axis=1), strict=True)}
-            named = {"method": row["method"], "title": row["title"], "k": k}
-            rows.append(named | _columns(measure(of_problems)) | by_seed)
+            named = {"method": row["method"], "title": row["title"], "k": k} | _columns(measure(of_problems))
+            rows.append(named | _by_seed([run.seed for run in groups[row["method"]]], of_problems.mean(axis=1)))
     return pd.DataFrame(rows)
+
+
+def _by_seed(seeds: Iterable[Any], values: Iterable[Any]) -> dict[str, Any]:
+    return {f"seed_{seed}": value for seed, value in zip(seeds, values, strict=True)}
 
 
 def improvement(
@@ -374,17 +357,13 @@ def improvement(
     Raises:
         ConfigError, RunError: as :func:`compare`.
     """
-    groups, table = group(runs, label), scores(runs, split, label=label)
-    metric_name(metric, 1)
+    groups, table = _scored(runs, split, label, metric)
     by_run = {title(name, members): matrix(table, name, metric).mean(axis=1) for name, members in groups.items()}
-    return pd.DataFrame(
-        [
-            [np.nan if a == b else (np.sign(np.subtract.outer(x, y)) + 1).mean() / 2 for b, y in by_run.items()]
-            for a, x in by_run.items()
-        ],
-        index=list(by_run),
-        columns=list(by_run),
-    )
+    found = [
+        [np.nan if a == b else (np.sign(np.subtract.outer(x, y)) + 1).mean() / 2 for b, y in by_run.items()]
+        for a, x in by_run.items()
+    ]
+    return pd.DataFrame(found, list(by_run), list(by_run))
 
 
 # ---------------------------------------------------------------------- curves
@@ -401,8 +380,7 @@ def records(run: Run, source: Source) -> pd.DataFrame:
 
 @lru_cache(maxsize=128)
 def _parsed(path: str, source: Source, size: int, changed: int) -> pd.DataFrame:
-    run = Run(Path(path).parent)
-    return run.metrics if source == "metrics" else run.evaluations
+    return getattr(Run(Path(path).parent), source)
 
 
 def seed_curves(runs: Iterable[Run], column: str, source: Source = "evaluations") -> pd.DataFrame:
@@ -413,37 +391,37 @@ def seed_curves(runs: Iterable[Run], column: str, source: Source = "evaluations"
         column: a name of the records; dots reach into nested ones (``hard.avg``, ``levels.easy.avg``).
         source: ``metrics`` (every step) or ``evaluations`` (on the validation split).
     """
-    parts, ends = {}, {}
+    parts, lost = {}, {}
+    first, *path = column.split(".")
+
+    def inner(value: Any) -> Any:
+        return reduce(lambda found, part: found.get(part) if isinstance(found, dict) else None, path, value)
+
     for run in runs:
         table = records(run, source)
-        first, *path = column.split(".")
-        if first not in table:
-            continue
-        values = table[first]
-        for part in path:
-            values = values.map(lambda value, part=part: value.get(part) if isinstance(value, dict) else None)
-        series = pd.Series(pd.to_numeric(values).to_numpy(float), index=table["global_step"].to_numpy(int)).dropna()
-        if len(series):
-            if run.diverged and column.rpartition(".")[2] in _SCORED:
-                ends[run.seed] = lost = _lost(run, source)
-                series = series.reindex(series.index.union(lost), fill_value=0.0)
-            parts[run.seed] = series
+        if first in table:
+            values = pd.to_numeric(table[first].map(inner) if path else table[first]).to_numpy(float)
+            series = pd.Series(values, index=table["global_step"].to_numpy(int)).dropna()
+            if len(series):
+                parts[run.seed] = series
+                if run.diverged and column.rpartition(".")[2] in _SCORED:
+                    lost[run.seed] = _lost(run, source)
     frame = pd.DataFrame(parts).sort_index()
-    frame.index.name = "global_step"
-    for seed, lost in ends.items():
-        frame.loc[frame.index >= lost[0], seed] = frame.loc[frame.index >= lost[0], seed].fillna(0.0)
-    return frame
+    for seed, steps in lost.items():
+        frame = frame.reindex(frame.index.union(steps))
+        frame.loc[steps[0] :, seed] = frame.loc[steps[0] :, seed].fillna(0.0)
+    return frame.rename_axis("global_step")
 
 
 def _lost(run: Run, source: Source) -> list[int]:
     """The steps whose records a run did not live to make, ascending; at least the one at which it diverged."""
     at = int(json.loads((run.path / "DIVERGED.json").read_text(encoding="utf-8"))["global_step"])
     stages = METHODS[run.method].stages if run.method in METHODS else ()
-    end = sum(getattr(run.config, stage.optim).steps for stage in stages)
+    end = max(sum(getattr(run.config, stage.optim).steps for stage in stages), at + 1)
     if source == "metrics":
-        return list(range(at, max(end, at + 1)))
+        return list(range(at, end))
     every = run.config.evaluation.every
-    return sorted({*(range(every, end, every) if every else ()), max(end, at + 1)} - set(range(at + 1)))
+    return sorted({*(range(every, end, every) if every else ()), end} - set(range(at + 1)))
 
 
 def curve(runs: Sequence[Run], column: str, source: Source = "evaluations") -> pd.DataFrame:
@@ -467,10 +445,8 @@ def curve(runs: Sequence[Run], column: str, source: Source = "evaluations") -> p
 
 def summarise_curve(frame: pd.DataFrame) -> pd.DataFrame:
     """The columns of :func:`curve` from those of :func:`seed_curves`."""
-    rows = []
-    for values in frame.to_numpy(float):  # one value per seed
-        present = values[~np.isnan(values)]
-        rows.append(_columns(estimate(present[:, None])) | {"n": len(present)})
+    present = [values[~np.isnan(values)] for values in frame.to_numpy(float)]  # one value per seed
+    rows = [_columns(estimate(values[:, None])) | {"n": len(values)} for values in present]
     out = pd.DataFrame(rows, columns=["mean", "low", "high", "n"])
     out.insert(0, "global_step", frame.index.to_numpy())
     return out
@@ -493,15 +469,8 @@ def area_under_curve(runs: Sequence[Run], column: str = "avg", *, label: Label |
             continue
         steps = frame.index.to_numpy(float)
         areas = np.trapezoid(frame.to_numpy(float), steps, axis=0) / (steps[-1] - steps[0])
-        rows.append(
-            {
-                "method": name,
-                "title": title(name, members),
-                "seeds": len(areas),
-                **_columns(estimate(areas[:, None]), "area"),
-                **{f"seed_{seed}": float(area) for seed, area in zip(frame, areas, strict=True)},
-            }
-        )
+        row = {"method": name, "title": title(name, members), "seeds": len(areas)}
+        rows.append(row | _columns(estimate(areas[:, None]), "area") | _by_seed(frame, areas))
     return pd.DataFrame(rows)
 
 
@@ -527,21 +496,17 @@ def spent(run: Run) -> pd.DataFrame:
         index global_step (steps done, from 0), columns of :data:`COSTS`; a single row of zeros for an untrained policy.
     """
     table = records(run, "metrics")
-    columns = dict.fromkeys(COSTS, 0.0)
-    if table.empty:
-        return pd.DataFrame([columns], index=pd.Index([0], name="global_step"))
+    steps = table["global_step"] + 1 if len(table) else pd.Series(dtype=int)
 
-    def column(name: str) -> pd.Series:
-        return table[name].fillna(0) if name in table else pd.Series(0.0, index=table.index)
+    def total(*names: str) -> pd.Series:
+        return sum((table[name].fillna(0) for name in names if name in table), pd.Series(0.0, index=table.index))
 
     # Tokens of demonstrations are all of the kind prefix, in supervised stages too.
-    sampled = column("tokens_on_policy") + column("tokens_continuation")
-    trained = sampled + column("tokens_prefix")
-    seconds = column("seconds_rollout") + column("seconds_score") + column("seconds_update")
-    steps = pd.DataFrame({"tokens": sampled + trained, "sampled": sampled, "trained": trained, "seconds": seconds})
-    steps.index = pd.Index(table["global_step"].to_numpy(int) + 1, name="global_step")
-    start = pd.DataFrame([columns], index=pd.Index([0], name="global_step"))
-    return pd.concat([start, steps.cumsum()])
+    sampled, demonstrations = total("tokens_on_policy", "tokens_continuation"), total("tokens_prefix")
+    seconds = total("seconds_rollout", "seconds_score", "seconds_update")
+    costs = {"tokens": 2 * sampled + demonstrations, "sampled": sampled, "trained": sampled + demonstrations}
+    paid = pd.DataFrame(costs | {"seconds": seconds}).set_axis(steps.astype(int)).cumsum()
+    return pd.concat([pd.DataFrame(0.0, [0], list(COSTS)), paid]).rename_axis("global_step")
 
 
 def cost_curve(
@@ -550,8 +515,8 @@ def cost_curve(
     """A column of the evaluations against what training had cost by then.
 
     Returns:
-        one row a method and evaluation that all its seeds recorded: method, title, global_step, cost (mean over seeds),
-        mean, low, high (95% t interval over seeds, NaN for one), one ``seed_<n>`` column a seed.
+        one row per method and evaluation that all its seeds recorded: method, title, global_step, cost (mean over seeds),
+        mean, low, high (95% t interval over seeds, NaN for one), one ``seed_<n>`` column per seed.
 
     Raises:
         ConfigError: an unknown cost, no runs, or mixed configs.
@@ -563,17 +528,11 @@ def cost_curve(
         frame = seed_curves(members, column).dropna()
         if frame.empty:
             continue
-        part = summarise_curve(frame).drop(columns="n")
-        paid = [
-            spent(run)[cost].reindex(frame.index, method="ffill").to_numpy(float)
-            for run in members
-            if run.seed in frame
-        ]
+        paid = [spent(run)[cost].reindex(frame.index, method="ffill") for run in members if run.seed in frame]
+        part = summarise_curve(frame).drop(columns="n").assign(**_by_seed(frame, frame.to_numpy().T))
         part.insert(0, "method", name)
         part.insert(1, "title", title(name, members))
         part.insert(3, "cost", np.mean(paid, axis=0))
-        for seed in frame:
-            part[f"seed_{seed}"] = frame[seed].to_numpy()
         parts.append(part)
     if not parts:
         raise ConfigError(f"column = {column!r} is not in the evaluations of these runs; see core.columns for names")
@@ -596,15 +555,17 @@ def verdicts(runs: Sequence[Run], split: str = "test", metric: str = "avg", *, l
     if len(groups) < 2:
         only = next(iter(groups))
         raise ConfigError(f"method = {only!r} is the only one among the runs; add runs of another method to compare")
-    table = scores(runs, split, label=label)
+    groups, table = _scored(runs, split, label, metric)
     # A metric that was not measured (greedy = NaN) leaves no ranking.
-    what = f"{metric_name(metric, int(table['k'].iloc[0]))} on {split}"
     if table.loc[table["metric"] == metric, "value"].isna().any():
         raise ConfigError(f"metric = {metric!r} was not measured in all runs; use 'avg'")
     sides = {name: matrix(table, name, metric) for name in groups}
-    names = {name: title(name, members) for name, members in groups.items()}
     own = {name: measure(side, metric=metric) for name, side in sides.items()}
-    kinds = {name: members[0].method for name, members in groups.items()}
+    names = {name: title(name, members) for name, members in groups.items()}
+    what = f"{metric_name(metric, int(table['k'].iloc[0]))} on {split}"
+    chosen, base = (
+        [name for name, members in groups.items() if members[0].method == kind] for kind in ("prefix_rft", "base")
+    )
 
     def against(a: str, b: str) -> str:
         found = measure(sides[a], sides[b], metric)
@@ -616,32 +577,29 @@ def verdicts(runs: Sequence[Run], split: str = "test", metric: str = "avg", *, l
         else:
             relation = f"not separated, difference {_bounds(found, _signed)}"
         # The base policy is not trained, so it has no seeds to speak of.
-        trained = [name for name in (a, b) if kinds[name] != "base"]
+        trained = [name for name in (a, b) if name not in base]
         counts = list(dict.fromkeys(len(groups[name]) for name in trained))
         evidence = f"{' and '.join(map(str, counts))} seed{'' if counts == [1] else 's'} × {sides[a].shape[1]} problems"
         single = " and of ".join(names[name] for name in trained if len(groups[name]) == 1)
         caveat = f"; one seed of {single}, so the interval says nothing of other seeds" if single else ""
-        return (
-            f"{names[a]} {_bounds(own[a])} against {names[b]} {_bounds(own[b])}: {relation} {what}, over "
-            f"{evidence}{caveat}."
-        )
+        sides_of = f"{names[a]} {_bounds(own[a])} against {names[b]} {_bounds(own[b])}"
+        return f"{sides_of}: {relation} {what}, over {evidence}{caveat}."
 
     first, second = sorted(groups, key=lambda name: -own[name].mean)[:2]
     lead = measure(sides[first], sides[second], metric)
-    relation = (
+    ahead = (
         f"ahead of the next, {names[second]}, by {_bounds(lead)}"
         if lead.interval()[0] > 0
         else f"not separated from the next, {names[second]} (difference {_bounds(lead, _signed)})"
     )
-    sentences = [f"Highest mean {what}: {names[first]}, {_number(own[first].mean)}, {relation}."]
-    chosen = [name for name in groups if kinds[name] == "prefix_rft"]
-    base = [name for name in groups if kinds[name] == "base"]
-    sentences += [against(a, b) for a in chosen for b in groups if b not in chosen]
-    sentences += [against(a, b) for b in base for a in groups if a not in base and a not in chosen]
-    for name, found in (("prefix_rft", chosen), ("base", base)):
-        if not found and label is None:
-            sentences.append(f"There is no run of {name!r} among these, so nothing is said about it.")
-    return sentences
+    pairs = [(a, b) for a in chosen for b in groups if b not in chosen]
+    pairs += [(a, b) for b in base for a in groups if a not in [*base, *chosen]]
+    missing = [kind for kind, found in (("prefix_rft", chosen), ("base", base)) if not found and label is None]
+    return [
+        f"Highest mean {what}: {names[first]}, {_number(own[first].mean)}, {ahead}.",
+        *(against(a, b) for a, b in pairs),
+        *(f"There is no run of {kind!r} among these, so nothing is said about it." for kind in missing),
+    ]
 
 
 def _bounds(found: Estimate, number: Callable[[float], str] | None = None) -> str:
