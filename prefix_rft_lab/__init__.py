@@ -66,7 +66,7 @@ _HOMES = {
 }
 
 _LAYERS = {
-    "core": "config types rng hub",
+    "core": "config types rng hub registry",
     "algorithm": "schedules prefixes advantages entropy losses methods",
     "data": "answers rewards",
     "runs": "writers",

@@ -353,8 +353,8 @@ class RecordConfig(Section):
     """Project that wandb and trackio show the run in."""
 
 
-SHOWN_ELSEWHERE = ("records.writers", "records.project")
-"""Fields that say where else a run is shown: they name no run and change none of its bits."""
+SHOWN_ELSEWHERE = ("records.writers", "records.project", "imports")
+"""Fields that say where else a run is shown, or where its ideas are found: they name no run and change none of its bits."""
 
 
 class RunConfig(Section):
@@ -388,6 +388,10 @@ class RunConfig(Section):
     activations instead of all, for a third more work in an update; never changes the result."""
     threads: int = Field(1, ge=1)
     """CPU threads of the run; a different number may change the last bits of a result."""
+    imports: tuple[str, ...] = ()
+    """Modules that register ideas of your own (:mod:`prefix_rft_lab.core.registry`)."""
+    ideas: dict[str, str] = Field(default_factory=dict)
+    """Filled in by a run: the versions of your own ideas that it uses."""
 
     @model_validator(mode="after")
     def _below_out(self) -> Self:
