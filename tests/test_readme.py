@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from prefix_rft_lab import preset
-from prefix_rft_lab.cli import parser
+from prefix_rft_lab.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,7 +37,7 @@ def test_make_targets_exist():
 @pytest.mark.parametrize("command", commands("prefix-rft"))
 def test_commands_parse(command):
     words = shlex.split(command.replace("<run>", "run"))[1:]
-    parser().parse_args(words)
+    app.parse_args(words, exit_on_error=False, print_error=False)
 
 
 def test_links_and_pictures_exist():

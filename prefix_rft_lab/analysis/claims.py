@@ -97,6 +97,14 @@ class Claim(Section):
     reading: str = ""
     """How the sentence was turned into this test, where that is not plain."""
 
+    @property
+    def described(self) -> str:
+        """What is claimed and how it is tested, as a few lines of text."""
+        against = f" than {self.than}" if self.than else ""
+        asked = f"{self.range[0]:g} to {self.range[1]:g}" if self.range else f"{self.smallest:g}"
+        tested = f"  {self.measure} of {self.of} {self.test}{against}, {asked}. {self.reading}".rstrip()
+        return f"{self.id}\n  {self.claim}\n  {self.source}: {self.paper}\n{tested}"
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if (self.test == "within") != (self.range is not None):

@@ -449,6 +449,58 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
+def pairs_of(texts: Sequence[str], option: str, example: str) -> dict[str, str]:
+    """Names and values of ``name=value`` texts, as command lines have them.
+
+    Args:
+        option: what gave them, for the sentence of an error.
+        example: of a text that can be used.
+
+    Raises:
+        ConfigError: a text without ``=`` or without a name.
+    """
+    found = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ConfigError(
+                f"{option} {text[:200]!r} is not understood; write {option} name=value, e.g. {option} {example}"
+            )
+        found[name.strip()] = value
+    return found
+
+
+def changes_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """Dotted fields and values of ``field=value`` pairs; a value is YAML.
+
+    Raises:
+        ConfigError: a pair without ``=``, or a value that is not YAML.
+    """
+    found: dict[str, Any] = {}
+    for name, value in pairs_of(pairs, "--set", "prefix.low=0.1").items():
+        try:
+            found[name] = parse_yaml(value)
+        except ValueError as error:
+            raise ConfigError(
+                f"--set '{name[:100]}={value[:100]}' has a value that is not YAML ({error}); quote it"
+            ) from None
+    return found
+
+
+def show_config(config: RunConfig, base: RunConfig, whose: str) -> str:
+    """The config as YAML; fields that depart from ``base`` say what they were."""
+    before, now = dict(flatten(base.to_dict())), dict(flatten(config.to_dict()))
+    lines: list[str] = []
+    path: list[str] = []
+    for line in config.to_yaml().splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        path[depth:] = [line.strip().partition(":")[0]]
+        dotted = ".".join(path)
+        changed = not line.lstrip().startswith("-") and dotted in now and now[dotted] != before.get(dotted)
+        lines.append(f"{line}  # {whose} has {before.get(dotted)!r}" if changed else line)
+    return "\n".join(lines)
+
+
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted fields of a config's nested plain values, without :data:`SHOWN_ELSEWHERE`: equal ones make equal runs."""
     return {name: value for name, value in flatten(values) if name not in SHOWN_ELSEWHERE}

@@ -50,6 +50,14 @@ class Evaluation:
     unread: tuple[str, ...] = ()
     """Ids of problems whose gold answer math-verify cannot read, so that only an equal text is right (of files only)."""
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of its figures should know, a sentence each."""
+        lines = [f"left out: {count} x {reason}" for reason, count in self.dropped.items()]
+        if self.unread:
+            lines.append(f"{len(self.unread)} gold answers only an equal text can match ({', '.join(self.unread)})")
+        return lines
+
 
 BATCH_TOKENS = 2**18
 """Tokens of the rows that are decoded together, at most, of a model that no preset knows."""

@@ -405,6 +405,43 @@ def plan(
     )
 
 
+def configs(
+    base: RunConfig,
+    *,
+    method: str | None = None,
+    seeds: Sequence[int] | None = None,
+    steps: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> list[RunConfig]:
+    """One config for each method and seed, without a file.
+
+    Args:
+        base: where all start.
+        method: names of methods, by commas, or ``all``; by default the method of ``base``.
+        seeds: by default the seed of ``base``; the base policy is not trained and takes the first only.
+        steps: optimizer steps of each stage of the methods.
+        changes: dotted fields and values on top of everything.
+
+    Raises:
+        ConfigError: a value that cannot be used.
+    """
+    changed = dict(changes or {})
+    given = method or changed.pop("method", base.method)
+    chosen = list(methods.METHODS) if given == "all" else list(dict.fromkeys(given.split(",")))
+    if steps is not None:
+        stages = [stage for name in chosen for stage in methods.get(name).stages]
+        changed = {f"{stage.optim}.steps": steps for stage in stages} | changed
+    found = [base.replace(**{**changed, "method": name}) for name in chosen]
+    for config in found:
+        methods.check(config)
+        writers.check(config)
+    return [
+        config.replace(seed=seed)
+        for config in found
+        for seed in list(dict.fromkeys(seeds or [config.seed]))[: None if methods.get(config.method).stages else 1]
+    ]
+
+
 def _author(departures: Mapping[str, Any], sweep: Sweep) -> str:
     """The expert of the sweep that writes the demonstrations of an arm, or nothing."""
     prefix, _, name = str(departures.get("data.expert", "")).partition(":")
@@ -528,6 +565,29 @@ def state(config: RunConfig, out: str | Path, failed: Mapping[Path, str] | None 
     if failed and path in failed:
         return State("failed", failed[path])
     return State("interrupted") if (path / "config.json").is_file() else State("waiting")
+
+
+def states(sweep: Plan, out: str | Path) -> pd.DataFrame:
+    """One row per run, experts first: arm, the fields of the grid, seed, directory and state (:func:`state`) in words."""
+    failed = failures(sweep, out)
+    places = [dict.fromkeys(["arm", *sweep.fields], "") | {"arm": "(expert)"} for _ in sweep.experts]
+    places += [{"arm": planned.arm} | {f: str(v) for f, v in planned.values.items()} for planned in sweep.runs]
+    return pd.DataFrame(
+        [
+            place | {"seed": c.seed, "directory": str(directory_of(c, out)), "state": str(state(c, out, failed))}
+            for place, c in zip(places, [*sweep.experts, *sweep.configs], strict=True)
+        ]
+    )
+
+
+def kit() -> pd.DataFrame:
+    """One row per sweep of the kit: its name, how many runs it has in each profile, and its question."""
+    rows = []
+    for name in names():
+        sweep = load(name)
+        counts = {f"runs, {profile}": len(plan(sweep, profile).runs) for profile in PROFILES}
+        rows.append({"sweep": name, **counts, "question": sweep.question})
+    return pd.DataFrame(rows)
 
 
 def failures(sweep: Plan, out: str | Path) -> dict[Path, str]:

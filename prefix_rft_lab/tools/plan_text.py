@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prefix_rft_lab.algorithm import methods
+from prefix_rft_lab.core.config import ConfigError, RunConfig
 from prefix_rft_lab.core.tables import format_table
 from prefix_rft_lab.tools.planning import (
     CARDS,
@@ -13,8 +16,10 @@ from prefix_rft_lab.tools.planning import (
     StagePlan,
     Throughput,
     passes,
+    plan,
     rows_at_once,
     short,
+    throughput_for,
 )
 
 
@@ -42,6 +47,28 @@ def format_plan(found: RunPlan, throughput: Throughput) -> str:
     lines += ["", format_table(table), "", *_peaks(found), "", format_table(_cards(found)), ""]
     lines += [*_times(found, throughput), "", *_disk(found), "", *_assumptions(found)]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def plans(configs: Sequence[RunConfig], flops: float | None = None, response_tokens: int | None = None) -> str:
+    """What each method would be; its seeds are alike.
+
+    Args:
+        flops: FLOP/s that times are estimated with; measured here by default, or that of a GPU where the run does not fit.
+        response_tokens: mean length of a response, in tokens; the longest allowed by default.
+
+    Raises:
+        ConfigError: a rate or length that cannot be used.
+    """
+    if flops is not None and not 0 < flops < float("inf"):
+        raise ConfigError(f"--flops {flops:g} is no rate; give FLOP/s above 0, e.g. 4e14")
+    texts = []
+    for method in dict.fromkeys(config.method for config in configs):
+        alike = [config for config in configs if config.method == method]
+        found = plan(alike[0], response_tokens=response_tokens)
+        rate = Throughput(flops=flops, source="given by --flops") if flops else throughput_for(found)
+        many = f"\n{len(alike)} seeds: as many runs like this one" if len(alike) > 1 else ""
+        texts.append(format_plan(found, rate) + many)
+    return "\n\n\n".join(texts)
 
 
 def _labelled(label: str, texts: list[str]) -> list[str]:

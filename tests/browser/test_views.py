@@ -13,7 +13,7 @@ from browser import stub
 from browser.checks import faint, nameless
 from browser.lab import HOSTILE, token_table
 from prefix_rft_lab import preset, schedules
-from prefix_rft_lab.cli import parser
+from prefix_rft_lab.cli import app
 from prefix_rft_lab.widgets import RunExplorer, ScheduleExplorer, TokenExplorer
 from prefix_rft_lab.widgets.schedule import FIELDS
 
@@ -124,8 +124,8 @@ def test_copied_text_makes_the_same_config(page):
     assert CONFIG.replace(**{f"prefix.{name}": value for name, value in fields.items()}) == edited
     page.get_by_role("radio", name="command line").check()
     settle(page)
-    args = parser().parse_args(["train", *text.input_value().split()])
-    assert args.changes == ["prefix.schedule=linear", "prefix.low=0.125", "prefix.decay_steps=60"]
+    _, given, _ = app.parse_args(["train", *text.input_value().split()], exit_on_error=False)
+    assert given.arguments["changes"] == ["prefix.schedule=linear", "prefix.low=0.125", "prefix.decay_steps=60"]
     page.get_by_role("radio", name="Python").check()
     settle(page)
     assert eval(text.input_value(), {"config": CONFIG}) == edited
