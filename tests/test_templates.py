@@ -28,8 +28,11 @@ TEXT = (
 )
 
 
-def texts():
-    """Demonstrations: a hand-made one with cuts inside characters and runs of line breaks, and R1's own where there are."""
+def texts(family):
+    """Demonstrations: a hand-made one with cuts inside characters and runs of line breaks, and R1's own where there are; of
+    its own world for the shipped policy, which knows no other text."""
+    if family == "tiny":
+        return ["so 12+3=15\nthen 15-7=8\n\\boxed{8}"]
     found = [TEXT, TEXT.removeprefix("<think>\n").replace("\n\n</think>", "")]
     if DATA:
         with (Path(DATA) / "r1_openr1_sample.jsonl").open(encoding="utf-8") as lines:
@@ -78,14 +81,15 @@ def test_contexts_are_the_templates_ids_and_a_slice(family, template):
     )
     draws = np.random.default_rng(0)
     drifting = 0
-    for text in texts():
-        (one,), _ = encode_problems(tokenizer, [problem(text)], config)
+    prompt = "12+3-7" if family == "tiny" else "What is 12+30?"
+    for text in texts(family):
+        (one,), _ = encode_problems(tokenizer, [problem(text, prompt)], config)
         framed = tokenizer.apply_chat_template(
-            [{"role": "user", "content": "What is 12+30?"}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
         assert one.prompt_ids == tokenizer(framed, add_special_tokens=False)["input_ids"]
         whole = tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert one.demonstration_ids == [*whole, tokenizer.eos_token_id]
+        assert one.demonstration_ids == [*whole, stop_ids(tokenizer)[-1]]
         for step in draws.integers(0, 10_000, 40):
             row = prefixes.hybrid_rows(one, int(step), config)[-1]
             n = len(row.prefix_ids)
@@ -186,7 +190,7 @@ def test_a_thought_is_opened_once():
         assert said.count("<think>") == (text != "6*7=42")
     (once,), _ = encode_problems(opening, [problem(TEXT)], config)
     rest = TEXT.removeprefix("<think>\n")
-    assert once.demonstration_ids == [*opening(rest, add_special_tokens=False)["input_ids"], opening.eos_token_id]
+    assert once.demonstration_ids == [*opening(rest, add_special_tokens=False)["input_ids"], stop_ids(opening)[-1]]
 
 
 @pytest.mark.parametrize(

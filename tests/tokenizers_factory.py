@@ -57,6 +57,54 @@ def small(family: str) -> PreTrainedTokenizerFast:
     )
 
 
+CONTROL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+KINDS = {
+    "metaspace, first": (models.BPE(unk_token="<unk>"), pre_tokenizers.Metaspace(prepend_scheme="first")),
+    "metaspace, always": (models.BPE(unk_token="<unk>"), pre_tokenizers.Metaspace(prepend_scheme="always")),
+    "bytes": (models.BPE(), pre_tokenizers.ByteLevel(add_prefix_space=False)),
+    "bytes, a space before": (models.BPE(), pre_tokenizers.ByteLevel(add_prefix_space=True)),
+    "bytes, any merge": (models.BPE(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)),
+    "word pieces": (models.WordPiece(unk_token="<unk>"), pre_tokenizers.BertPreTokenizer()),
+    "unigrams": (models.Unigram(), pre_tokenizers.Metaspace(prepend_scheme="first")),
+}
+"""How tokenizers part texts and where they write a space -> model and pre-tokenizer."""
+
+
+@cache
+def _kind(name: str) -> str:
+    """A tokenizer of 600 tokens, trained on a chat as well, so that tokens go where the kind lets them."""
+    model, parts = KINDS[name]
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = parts
+    tokenizer.decoder = {"metaspace": decoders.Metaspace(), "unigrams": decoders.Metaspace(), "word pieces": decoders.WordPiece()}.get(
+        name.partition(",")[0], decoders.ByteLevel()
+    )  # fmt: skip
+    kinds = {"WordPiece": trainers.WordPieceTrainer, "Unigram": trainers.UnigramTrainer, "BPE": trainers.BpeTrainer}
+    options = {"vocab_size": 600, "special_tokens": CONTROL, "show_progress": False}
+    if isinstance(parts, pre_tokenizers.ByteLevel):
+        options["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
+    if type(model).__name__ == "Unigram":
+        options["unk_token"] = "<unk>"
+    trainer = kinds[type(model).__name__](**options)
+    chat = ["user\nWhat is 2+2? [INST] <|user|>\n", "<|assistant|>\nIt is 4", "assistant\nIt is 4.\n\nSo 4"] * 50
+    tokenizer.train_from_iterator([*(ROOT / "README.md").read_text().splitlines(True), *chat], trainer)
+    return tokenizer.to_str()
+
+
+def of_kind(name: str, template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of one of :data:`KINDS` that speaks through a chat template."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_kind(name)),
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens=["<|im_start|>", "<|im_end|>"],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
 def save_model(
     folder: Path, family: str, *, tokens_of: str = "", context: int = 512, extra_rows: int = 37, **changes
 ) -> Path:

@@ -19,7 +19,7 @@ from prefix_rft_lab.core import hub
 from prefix_rft_lab.core.config import ConfigError, RunConfig
 from prefix_rft_lab.core.types import SequenceBatch, TokenStats
 from prefix_rft_lab.data.base_policy import ASSETS
-from prefix_rft_lab.models.templates import stop_ids, use_template
+from prefix_rft_lab.models.templates import keep_messages, part_replies, stop_ids, use_template
 from prefix_rft_lab.models.tokens import check_tokenizer
 
 LOGITS_AT_ONCE = 2**25
@@ -49,15 +49,17 @@ def load_tokenizer(config: RunConfig) -> Any:
         ConfigError: no such model, no end token, no chat template, or one that the vocabulary does not know.
     """
     path, options = _location(config)
-    return _tokenizer(path, config.model.template, options)
+    return _tokenizer(path, config, options)
 
 
-def _tokenizer(path: str, template: str, options: dict[str, Any]) -> Any:
+def _tokenizer(path: str, config: RunConfig, options: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = _loaded(AutoTokenizer, path, **options)
-    use_template(tokenizer, template, path)
+    use_template(tokenizer, config.model.template, path)
     check_tokenizer(tokenizer, path)
+    keep_messages(tokenizer, path, system=config.model.system_prompt is not None)
+    part_replies(tokenizer)
     return tokenizer
 
 
@@ -155,7 +157,7 @@ def load_policy(config: RunConfig) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
     path, options = _location(config)
-    tokenizer = _tokenizer(path, config.model.template, options)
+    tokenizer = _tokenizer(path, config, options)
     model_config = _model_config(path, config, options)
     model, found = _loaded(
         AutoModelForCausalLM, path, config=model_config, dtype=torch.float32, output_loading_info=True, **options
