@@ -187,7 +187,7 @@ def test_a_problem_drawn_twice_in_a_step_is_sampled_twice(tmp_path, small):
     with Trainer(config, RunWriter(config, tmp_path)) as one:
         stage = methods.RFT
         rows = one.rows(stage, 0)
-        one._generate(rows, stage, 0)
+        one.generate(rows, stage, 0)
     assert [row.problem.index for row in rows] == [0] * 8
     assert len({tuple(row.sampled_ids) for row in rows[:4]} & {tuple(row.sampled_ids) for row in rows[4:]}) < 4
     assert [r.sampled_ids for r in rows[:4]] != [r.sampled_ids for r in rows[4:]]

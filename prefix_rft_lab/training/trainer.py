@@ -53,7 +53,7 @@ from prefix_rft_lab.training import measure
 from prefix_rft_lab.training.checkpoint import Checkpoints, Place
 from prefix_rft_lab.training.evaluate import sample_scores, unsolved_scores
 from prefix_rft_lab.training.records import TokenRecorder, tokenizer_id
-from prefix_rft_lab.training.update import Updater
+from prefix_rft_lab.training.update import Updater, UpdateResult
 
 log = logging.getLogger(__name__)
 
@@ -399,23 +399,16 @@ class Trainer:
         clock = [time.perf_counter()]
         rows = self.rows(stage, step)
         if stage.samples:
-            self._generate(rows, stage, step)
+            self.generate(rows, stage, step)
         clock.append(time.perf_counter())
         if stage.samples:
-            for row, score in zip(
-                rows, self.score([r.response_ids for r in rows], [r.problem.problem.answer for r in rows]), strict=True
-            ):
-                row.score = score
+            self.score_rows(rows)
         clock.append(time.perf_counter())
         # Before the update: the alternatives are those that the rows were sampled among.
         record = self.recorder.before(rows, global_step)
         clock.append(time.perf_counter())
         diagnose = config.records.diagnostics_every and global_step % config.records.diagnostics_every == 0
-        result = self.updater.update(
-            rows, stage, stage.optimizer_section(config), optimizers["main"], step, diagnose=bool(diagnose)
-        )
-        replayed = self._replay(rows, stage, optimizers, step)
-        self.engine.weights_changed()
+        result, replayed = self.learn(rows, stage, optimizers, step, diagnose=bool(diagnose))
         clock.append(time.perf_counter())
         tables = {}
         if record is not None:
@@ -437,6 +430,30 @@ class Trainer:
         }
         line["seconds_record"] = 0.0 if record is None else round(record.seconds, 4)
         return line, tables
+
+    def learn(
+        self,
+        rows: list[Row],
+        stage: methods.Stage,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        step: int,
+        **options: Any,
+    ) -> tuple[UpdateResult, dict[str, Any]]:
+        """The update on scored rows and, where it is due, the second one; with what is recorded of the second.
+
+        ``options`` are those of :meth:`prefix_rft_lab.training.update.Updater.update`.
+        """
+        section = stage.optimizer_section(self.config)
+        result = self.updater.update(rows, stage, section, optimizers["main"], step, **options)
+        replayed = self._replay(rows, stage, optimizers, step)
+        self.engine.weights_changed()
+        return result, replayed
+
+    def score_rows(self, rows: Sequence[Row]) -> None:
+        """Give each row the verifier's score of its whole response."""
+        found = self.score([row.response_ids for row in rows], [row.problem.problem.answer for row in rows])
+        for row, score in zip(rows, found, strict=True):
+            row.score = score
 
     def rows(self, stage: methods.Stage, step: int) -> list[Row]:
         """The rows of one step, before generation, grouped by problem."""
@@ -470,7 +487,8 @@ class Trainer:
             line = {"replay_loss": result.loss, "replay_grad_norm": result.grad_norm, "replay_updated": 1}
         return {**line, "replay_problems": len(self.replay)}
 
-    def _generate(self, rows: list[Row], stage: methods.Stage, step: int) -> None:
+    def generate(self, rows: list[Row], stage: methods.Stage, step: int) -> None:
+        """Let the policy finish every row that is not a demonstration."""
         config = self.config
         sampled = [row for row in rows if not row.is_demonstration]
         requests = [

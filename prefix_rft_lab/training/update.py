@@ -74,6 +74,7 @@ class Updater:
         step: int,
         *,
         diagnose: bool = False,
+        row_weights: torch.Tensor | None = None,
     ) -> UpdateResult:
         """Credit, clip, loss, gradient and optimizer step(s) for the rows of a step.
 
@@ -83,6 +84,8 @@ class Updater:
         Args:
             diagnose: also measure the gradient norm of each token kind, which holds one more gradient a kind in memory,
                 and how far the policy moved, which costs one more forward pass. The update is the same to the bit.
+            row_weights: (rows,) factors of the token losses of each row. A row of weight 0 still counts in baselines, in the
+                entropy clip and in denominators. None, like weights of 1, changes no bit.
         """
         windows = _cut(rows, self.config.loss.updates_per_rollout) if stage.samples else [rows]
         row_advantages = self._advantages(rows, stage)
@@ -96,6 +99,7 @@ class Updater:
         start = 0
         for number, window in enumerate(windows):
             part = {kind: values[start : start + len(window)] for kind, values in row_advantages.items()}
+            of_rows = None if row_weights is None else row_weights[start : start + len(window)]
             start += len(window)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(section, step)
@@ -109,6 +113,7 @@ class Updater:
                     step,
                     old_logp=None if old is None else old[number],
                     diagnose=diagnose,
+                    row_weights=of_rows,
                 )
             )
         result = results[0] if len(results) == 1 else _merge(results)
@@ -198,6 +203,7 @@ class Updater:
         *,
         old_logp: torch.Tensor | None,
         diagnose: bool,
+        row_weights: torch.Tensor | None,
     ) -> UpdateResult:
         config = self.config
         token_losses = stage.losses(config)
@@ -275,6 +281,8 @@ class Updater:
                 drawn = kinds[place] != TokenKind.PREFIX
                 ratios = losses.importance_weights(inputs["old_logp"][drawn], sampled_under[place][drawn], cap)
                 weights[drawn] = ratios.to(weights.dtype)
+            if row_weights is not None:
+                weights = weights * row_weights.to(weights)[row_of[place]]
             loss = stats.logp.new_zeros(())
             for kind, token_loss in token_losses.items():
                 member = kinds[place] == kind
