@@ -20,7 +20,7 @@ from prefix_rft_lab.config import ConfigError
 from prefix_rft_lab.core.files import read_lines
 from prefix_rft_lab.runs.run import Run, RunWriter
 from prefix_rft_lab.trainer import train
-from prefix_rft_lab.writers import Mirror, Mirrors, Writer, recorded, scalars
+from prefix_rft_lab.writers import Mirror, Mirrors, recorded, scalars
 
 KILLED = """
 import os, signal, sys
@@ -223,6 +223,39 @@ def test_trackio_is_written_anew_by_what_it_offers(tmp_path, monkeypatch):
     assert names == [f"{run.config.name}/{run.path.name}"] * 2 and calls[-1] == "finish"
 
 
+def test_any_other_tracker_of_accelerate_gets_config_and_entries(tmp_path, monkeypatch):
+    from accelerate import tracking
+
+    given: list = []
+
+    class Aim(tracking.GeneralTracker):
+        name = "aim"
+        requires_logging_directory = True
+        tracker = property(lambda self: self)
+
+        def __init__(self, project, logging_dir):
+            super().__init__()
+            given.append((project, logging_dir))
+
+        def start(self):
+            given.append("start")
+
+        def store_init_configuration(self, values):
+            given.append(values["rl.lr"])
+
+        def log(self, values, step):
+            given.append((step, values))
+
+        def finish(self):
+            given.append("finish")
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "aim", Aim)
+    monkeypatch.setattr(writers.metadata, "version", lambda name: "1")
+    run = write_run(tmp_path, "rft", **{"records.writers": "aim", "records.project": "mine"})
+    assert given[:3] == [("mine", str(run.path / "aim")), "start", run.config.rl.lr]
+    assert given[3:] == [*entries_of(run), "finish"]
+
+
 # ---------------------------------------------------------------------- what a mirror holds, and what fails
 
 
@@ -235,7 +268,9 @@ def mine(monkeypatch):
         defaults = {"add": lambda step, values: given.append((step, values)), "close": given.append, "held": 0}
         mirror = Mirror(**{**defaults, **{k: v for k, v in parts.items() if k != "open"}})
         opened = parts.get("open", lambda config, path: mirror)
-        monkeypatch.setitem(writers.WRITERS, "mine", Writer(package="torch", install="", open=opened))
+        monkeypatch.setitem(writers.WRITERS, "mine", opened)
+        version = metadata.version
+        monkeypatch.setattr(writers.metadata, "version", lambda name: "1" if name == "mine" else version(name))
         return given
 
     return declare
@@ -318,7 +353,12 @@ def test_an_unknown_or_missing_writer_is_refused_before_work(small, tmp_path, mo
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(writers.metadata, "version", missing)
-    for name, words in (("tensorboard", r"\[tensorboard\]"), ("wandb", r"\[wandb\]"), ("trackio", "of its own")):
+    for name, words in (
+        ("tensorboard", r"\[tensorboard\]"),
+        ("wandb", r"\[wandb\]"),
+        ("trackio", "of its own"),
+        ("mlflow", "mlflow"),
+    ):
         with pytest.raises(ConfigError, match=rf"needs {name}, which is not installed; run: pip install .*{words}"):
             train(small(**{"records.writers": name}), out=tmp_path)
     with pytest.raises(ConfigError, match=r"records.project = 'a/b' cannot be used"):

@@ -1,9 +1,10 @@
-"""Where people look: a run's figures shown in TensorBoard, Weights & Biases or trackio as well.
+"""Where people look: a run's figures shown in TensorBoard, Weights & Biases, trackio, or another tracker that accelerate knows.
 
 The run's directory is what counts; a writer mirrors it. Each line of ``metrics.jsonl`` and ``evaluations.jsonl`` and the
 final scores become one entry of scalars at their ``global_step``, in the order in which they were written, so that a
 mirror is a function of the directory: a resumed run shows each entry once. What cannot tell how many entries it holds is
-rewritten from the directory when a process takes the run up; what can (wandb online) gets those that it lacks.
+rewritten from the directory when a process takes the run up, or begins another run there (the trackers that this module
+has no function for); what can (wandb online) gets those that it lacks.
 
 A writer that fails is left out from then on, in one sentence, and the run goes on. One that is missing is refused before
 work starts. Nothing but figures and config is shown: no code, no console output, no state of a git repository.
@@ -47,18 +48,147 @@ class Mirror:
     """Entries that it has from before, the first ones of the run."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Writer:
-    """What a writer needs, and how it is opened."""
+# ---------------------------------------------------------------------- the writers
 
-    package: str
-    """The distribution that has to be installed."""
-    install: str
-    """The command that installs it."""
-    open: Callable[[RunConfig, Path], Mirror]
-    """Takes the config and the directory of a run."""
-    ready: Callable[[], str] = lambda: ""
-    """What keeps an installed one from working, with the remedy; empty if nothing does. Asked before work starts."""
+
+def _tracker(kind: str, /, *place: str, **options: Any) -> Any:
+    """One of accelerate's trackers, started."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    tracker = LOGGER_TYPE_TO_CLASS[kind](*place, **options)
+    tracker.start()
+    return tracker
+
+
+def _mirror(tracker: Any) -> Mirror:
+    return Mirror(add=lambda step, values: tracker.log(values, step=step), close=lambda done: tracker.finish())
+
+
+def _fields(config: RunConfig) -> dict[str, bool | int | float | str]:
+    return {n: v if isinstance(v, bool | int | float | str) else json.dumps(v) for n, v in flatten(config.to_dict())}
+
+
+def _tensorboard(config: RunConfig, path: Path) -> Mirror:
+    """Into ``<run>/tensorboard``, written anew; a TensorBoard that has it open forgets what it read (``purge_step``)."""
+    from torch.utils.tensorboard.summary import hparams
+
+    shutil.rmtree(path / "tensorboard", ignore_errors=True)
+    tracker = _tracker("tensorboard", "tensorboard", str(path), purge_step=0)
+    # Four spaces make a block of code of any text.
+    tracker.writer.add_text("config", "\n".join(f"    {line}" for line in config.to_yaml().splitlines()), 0)
+    for summary in hparams(_fields(config), {f"validation/{name}": 0.0 for name in ("avg", "pass", "greedy")}):
+        # store_init_configuration would make a second run of it, in a folder below.
+        tracker.writer.file_writer.add_summary(summary)
+    return _mirror(tracker)
+
+
+def _wandb(config: RunConfig, path: Path) -> Mirror:
+    """Resumed by its id where wandb is online; offline, one folder ``<run>/wandb/offline-run-*`` that is written anew.
+
+    The id is the run's name and a random ending, kept in the run's directory: a run that was deleted and is trained again
+    is another one to wandb, which overwrites nothing.
+    """
+    import wandb
+
+    file = path / "wandb" / "id"
+    if not file.is_file():
+        write_text(file, f"{re.sub(r'[^A-Za-z0-9_-]', '-', path.name)}-{secrets.token_hex(4)}")
+    name = file.read_text(encoding="utf-8")
+    before = list((path / "wandb").glob(f"offline-run-*-{name}"))
+    settings = wandb.Settings(
+        console="off", disable_git=True, disable_code=True, save_code=False, finish_timeout=FINISH_SECONDS
+    )
+    place = {"id": name, "name": path.name, "group": config.name, "dir": str(path), "config": config.to_dict()}
+    run = _tracker("wandb", config.records.project, **place, resume="allow", reinit="create_new", settings=settings).run
+    run.define_metric("*", step_metric="global_step")
+    if run.offline:
+        for folder in before:
+            shutil.rmtree(folder, ignore_errors=True)
+    return Mirror(
+        # wandb's own step counts entries: two of them can have one global_step, and it takes no step twice.
+        add=lambda step, values: run.log({**values, "global_step": step}),
+        close=lambda done: run.finish(exit_code=0 if done else 1),
+        held=run.step,
+    )
+
+
+def _wandb_ready() -> str:
+    """What keeps wandb from working, with the remedy; empty if nothing does."""
+    import wandb
+
+    if wandb.setup().settings.mode != "online":
+        return ""
+    remedy = "run wandb login, or set WANDB_MODE=offline and run wandb sync later"
+    try:
+        return "" if wandb.login() else f"is not logged in; {remedy}"
+    except Exception as error:
+        return f"cannot log in ({str(error).splitlines()[0] if str(error) else type(error).__name__}); {remedy}"
+
+
+def _trackio(config: RunConfig, path: Path) -> Mirror:
+    """Into trackio's own store on this machine (``TRACKIO_DIR``), where ``trackio show`` looks, written anew."""
+    import trackio
+
+    name = f"{config.name}/{path.name}"
+    try:
+        before = [run for run in trackio.Api().runs(config.records.project) if run.name == name]
+    except ValueError:
+        before = []  # there is no such project yet
+    for run in before:
+        run.delete()
+    options = {"resume": "never", "embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+    return _mirror(
+        _tracker("trackio", config.records.project, name=name, group=config.name, config=_fields(config), **options)
+    )
+
+
+WRITERS: dict[str, Callable[[RunConfig, Path], Mirror]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "trackio": _trackio,
+}
+"""Name in ``records.writers`` -> what opens it for a run and its directory, so that a resumed run stays one run there."""
+
+
+def _other(name: str, config: RunConfig, path: Path) -> Mirror:
+    """Any other tracker of accelerate, below the run's directory where it asks for a folder."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    folder = {"logging_dir": str(path / name)} if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory else {}
+    tracker = _tracker(name, config.records.project, **folder)
+    tracker.store_init_configuration(_fields(config))
+    return _mirror(tracker)
+
+
+def check(config: RunConfig) -> tuple[str, ...]:
+    """The names in ``records.writers``.
+
+    Raises:
+        ConfigError: one is unknown, or its package is not installed.
+    """
+    given = config.records.writers
+    names = () if given == "none" else tuple(dict.fromkeys(given.split("+")))
+    for name in names:
+        if name not in WRITERS:
+            from accelerate.tracking import LOGGER_TYPE_TO_CLASS as KNOWN
+
+            if name not in KNOWN:
+                known = ", ".join(dict.fromkeys([*WRITERS, *KNOWN]))
+                raise ConfigError(
+                    f"records.writers = {given!r} is not known; use {known}, several joined by +, or none"
+                )
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            how = f"-c constraints.txt -e '.[{name}]'" if name in WRITERS else name
+            if name == "trackio":
+                how = (
+                    "-e '.[trackio]', in an environment of its own, without constraints.txt (it wants an older pillow)"
+                )
+            raise ConfigError(
+                f"records.writers = {given!r} needs {name}, which is not installed; run: pip install {how}"
+            ) from None
+    return names
 
 
 # ---------------------------------------------------------------------- entries
@@ -109,9 +239,8 @@ class Mirrors:
         self.config = config
         self.path = path
         self._waiting = check(config)
-        for name in self._waiting:
-            if reason := WRITERS[name].ready():
-                raise ConfigError(f"records.writers = {config.records.writers!r}: {name} {_without_secrets(reason)}")
+        if "wandb" in self._waiting and (reason := _wandb_ready()):
+            raise ConfigError(f"records.writers = {config.records.writers!r}: wandb {_without_secrets(reason)}")
         self._open: dict[str, Mirror] = {}
         self._entries = 0
         self._step = 0
@@ -125,21 +254,18 @@ class Mirrors:
         """
         if not self._waiting and not self._open:
             return
-        entries: list[tuple[int, Scalars]] = []
-        if opening := self._waiting:
-            self._waiting = ()
-            entries += recorded(self.path)
-            for name in opening:
-                self._guarded(name, self._start, name)
+        opening, self._waiting = self._waiting, ()
+        for name in opening:
+            self._guarded(name, self._start, name)
+        entries = list(recorded(self.path)) if opening else []
         if not opening or part == "final":
             step = max((step for step, _ in entries), default=self._step) if part == "final" else line["global_step"]
             entries.append((step, scalars(part, line)))
-        for step, values in entries:
+        for self._step, values in entries:
             for name, mirror in list(self._open.items()):
                 if self._entries >= mirror.held:
-                    self._guarded(name, mirror.add, step, values)
+                    self._guarded(name, mirror.add, self._step, values)
             self._entries += 1
-            self._step = step
 
     def close(self) -> None:
         """Flush and close; free to call again."""
@@ -149,7 +275,8 @@ class Mirrors:
         self._open = {}
 
     def _start(self, name: str) -> None:
-        self._open[name] = WRITERS[name].open(self.config, self.path)
+        opened = WRITERS[name](self.config, self.path) if name in WRITERS else _other(name, self.config, self.path)
+        self._open[name] = opened
 
     def _guarded(self, name: str, act: Callable[..., None], *arguments: Any) -> None:
         """Call into code that is not ours, and do without it from its first failure on."""
@@ -171,149 +298,9 @@ class Mirrors:
                     log.debug("%s: closing %s failed too (%s)", self.path.name, name, type(again).__name__)
 
 
-def check(config: RunConfig) -> tuple[str, ...]:
-    """The names in ``records.writers``.
-
-    Raises:
-        ConfigError: one is unknown, or its package is not installed.
-    """
-    given = config.records.writers
-    names = () if given == "none" else tuple(dict.fromkeys(given.split("+")))
-    for name in names:
-        if name not in WRITERS:
-            raise ConfigError(
-                f"records.writers = {given!r} is not known; use {', '.join(WRITERS)}, several joined by +, or none"
-            )
-        try:
-            metadata.version(WRITERS[name].package)
-        except metadata.PackageNotFoundError:
-            raise ConfigError(
-                f"records.writers = {given!r} needs {WRITERS[name].package}, which is not installed; run: "
-                f"{WRITERS[name].install}"
-            ) from None
-    return names
-
-
 def _without_secrets(text: str) -> str:
     """The text without the value of any environment variable whose name says that it is secret."""
     for name, value in os.environ.items():
         if re.search(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", name.upper()) and len(value) >= 8:
             text = text.replace(value, "***")
     return text
-
-
-# ---------------------------------------------------------------------- the writers
-
-
-def _open_tensorboard(config: RunConfig, path: Path) -> Mirror:
-    """Into ``<run>/tensorboard``, written anew; a TensorBoard that has it open forgets what it read (``purge_step``)."""
-    from torch.utils.tensorboard import SummaryWriter
-    from torch.utils.tensorboard.summary import hparams
-
-    folder = path / "tensorboard"
-    shutil.rmtree(folder, ignore_errors=True)
-    writer: Any = SummaryWriter(str(folder), purge_step=0)
-    # Four spaces make a block of code of any text.
-    writer.add_text("config", "\n".join(f"    {line}" for line in config.to_yaml().splitlines()), 0)
-    fields = {n: v if isinstance(v, bool | int | float | str) else json.dumps(v) for n, v in flatten(config.to_dict())}
-    for summary in hparams(fields, {"validation/avg": 0.0, "validation/pass": 0.0, "validation/greedy": 0.0}):
-        # add_hparams would make a second run of it, in a folder below.
-        writer.file_writer.add_summary(summary)
-
-    def add(step: int, values: Scalars) -> None:
-        for name, value in values.items():
-            writer.add_scalar(name, value, step)
-        writer.flush()
-
-    return Mirror(add=add, close=lambda done: writer.close())
-
-
-def _wandb_id(path: Path) -> str:
-    """The run's name and a random ending, kept in the run's directory: a run that was deleted and is trained again is
-    another one to wandb, which overwrites nothing."""
-    file = path / "wandb" / "id"
-    if not file.is_file():
-        write_text(file, f"{re.sub(r'[^A-Za-z0-9_-]', '-', path.name)}-{secrets.token_hex(4)}")
-    return file.read_text(encoding="utf-8")
-
-
-def _open_wandb(config: RunConfig, path: Path) -> Mirror:
-    """Resumed by its id where wandb is online; offline, one folder ``<run>/wandb/offline-run-*`` that is written anew."""
-    import wandb
-
-    name = _wandb_id(path)
-    before = list((path / "wandb").glob(f"offline-run-*-{name}"))
-    run = wandb.init(
-        project=config.records.project,
-        id=name,
-        name=path.name,
-        group=config.name,
-        config=config.to_dict(),
-        dir=str(path),
-        resume="allow",
-        reinit="create_new",
-        settings=wandb.Settings(
-            console="off", disable_git=True, disable_code=True, save_code=False, finish_timeout=FINISH_SECONDS
-        ),
-    )
-    run.define_metric("*", step_metric="global_step")
-    if run.offline:
-        for folder in before:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def add(step: int, values: Scalars) -> None:
-        # wandb's own step counts entries: two of them can have one global_step, and it takes no step twice.
-        run.log({**values, "global_step": step})
-
-    return Mirror(add=add, close=lambda done: run.finish(exit_code=0 if done else 1), held=run.step)
-
-
-def _wandb_ready() -> str:
-    import wandb
-
-    if wandb.setup().settings.mode != "online":
-        return ""
-    remedy = "run wandb login, or set WANDB_MODE=offline and run wandb sync later"
-    try:
-        return "" if wandb.login() else f"is not logged in; {remedy}"
-    except Exception as error:
-        return f"cannot log in ({str(error).splitlines()[0] if str(error) else type(error).__name__}); {remedy}"
-
-
-def _open_trackio(config: RunConfig, path: Path) -> Mirror:
-    """Into trackio's own store on this machine (``TRACKIO_DIR``), where ``trackio show`` looks, written anew."""
-    import trackio
-
-    project, name = config.records.project, f"{config.name}/{path.name}"
-    try:
-        before = [run for run in trackio.Api().runs(project) if run.name == name]
-    except ValueError:
-        before = []  # there is no such project yet
-    for run in before:
-        run.delete()
-    opened = trackio.init(
-        project,
-        name,
-        group=config.name,
-        config=dict(flatten(config.to_dict())),
-        resume="never",
-        embed=False,
-        auto_log_gpu=False,
-        auto_log_cpu=False,
-    )
-    return Mirror(add=lambda step, values: opened.log(values, step), close=lambda done: opened.finish())
-
-
-_EXTRA = "pip install -c constraints.txt -e '.[{}]'"
-
-WRITERS = {
-    "tensorboard": Writer(package="tensorboard", install=_EXTRA.format("tensorboard"), open=_open_tensorboard),
-    "wandb": Writer(package="wandb", install=_EXTRA.format("wandb"), open=_open_wandb, ready=_wandb_ready),
-    "trackio": Writer(
-        package="trackio",
-        install="pip install -e '.[trackio]', in an environment of its own, without constraints.txt (it wants an older "
-        "pillow)",
-        open=_open_trackio,
-    ),
-}
-"""Name in ``records.writers`` -> declaration."""
