@@ -633,6 +633,16 @@ def test_copies_by_hand(one, other, copies):
     assert (one in Leaks([other])) is (other in Leaks([one])) is copies
 
 
+def test_the_content_of_a_file_names_it(tmp_path):
+    one = hub.fingerprint(write(tmp_path / "a.jsonl", RECORDS))
+    assert len(one) == 64
+    assert one == hub.fingerprint(write(tmp_path / "b.jsonl", RECORDS)), "wherever it lies"
+    write(tmp_path / "a.jsonl", RECORDS[1:])
+    assert one != hub.fingerprint(str(tmp_path / "a.jsonl"))
+    assert hub.fingerprint(str(tmp_path / "*.jsonl")) not in ("", one)
+    assert hub.fingerprint("owner/name") == hub.fingerprint("chains") == ""
+
+
 # ---------------------------------------------------------------- in memory
 
 

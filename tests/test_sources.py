@@ -132,7 +132,7 @@ def test_text_outside_ascii(tmp_path):
             "has no column 'problem' and no column 'answer'; it has Aufgabe: name the right one",
         ),
         (b'{"problem": "", "answer": "2"}\n', "has no usable row (1 x row without problem (a-0))"),
-        ('{"problem": "1+1?", "answer": "2"}\n'.encode("utf-16-le"), "line 1 is not JSON"),
+        ('{"problem": "1+1?", "answer": "2"}\n'.encode("utf-16-le"), "is not a text, parquet or Arrow file"),
         ('{"problem": "½?", "answer": "2"}\n'.encode("latin-1"), "is not UTF-8 text"),
     ],
 )

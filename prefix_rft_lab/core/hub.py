@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +57,21 @@ def stamp(source: str) -> tuple[tuple[str, int], ...]:
     """Files of a source, also those in its folder, with the time when each was last written, in nanoseconds."""
     files = (inner for file in files_of(source) for inner in (sorted(file.rglob("*")) if file.is_dir() else [file]))
     return tuple((str(file), file.stat().st_mtime_ns) for file in files if file.is_file())
+
+
+@lru_cache(maxsize=64)
+def _digest(stamped: tuple[tuple[str, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for file, _ in stamped:
+        with Path(file).open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def fingerprint(source: str) -> str:
+    """SHA-256 of the content of a source's local files, wherever they lie; "" for a source on the Hub or in the kit."""
+    stamped = stamp(source)
+    return _digest(stamped) if stamped else ""
 
 
 def gated(name: str, field: str) -> str:

@@ -40,6 +40,18 @@ _CHUNK = 1 << 20
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+){0,2}")
 _FILE_ENDINGS = frozenset(["jsonl", "json", "csv", "tsv", "txt", "parquet", "arrow", "gz", "bz2", "xz"])
 _PACKED: dict[bytes, Callable[..., IO[Any]]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+_REFUSED = {
+    b"version https://git-lfs": "is a Git LFS pointer, not the file itself; fetch it with git lfs pull in its repository",
+    b"pk\x03\x04": "is a zip archive or a spreadsheet; unpack it, or save the sheet as CSV",
+    b"\xd0\xcf\x11\xe0": "is a spreadsheet of Excel; save the sheet as CSV",
+    b"\x28\xb5\x2f\xfd": "is packed by zstd; unpack it",
+    b"<!doctype": "is a web page, not the file itself; download the raw file",
+    b"<html": "is a web page, not the file itself; download the raw file",
+    b"": "is not a text, parquet or Arrow file; unpack it, or save it as UTF-8 text or as parquet",
+}
+"""First bytes of a file in small letters -> what it is and what to do; the last are those of other binary files."""
+_HEAD = 512
+_GAP = re.compile(r"[\s,\ufeff]*")
 _HINT = "a JSONL, JSON, parquet, CSV or TSV file"
 
 
@@ -91,10 +103,10 @@ def _source(source: str, rows: Iterator[dict[str, Any]], columns: Mapping[str, s
         if name not in roles.FIELDS:
             raise ConfigError(f"data.columns has the name {name!r}; map only {', '.join(roles.FIELDS)}")
     first = list(islice(rows, PEEK_ROWS))
-    if not first:
-        raise ConfigError(f"{field} = {source!r} is empty; give a file with one problem a row")
-    found = {name: path for row in first for name, path, _ in roles.flat(row)}
     reader = roles.Roles(columns, _same)
+    found = {name for row in first for name in reader.cells(row)}
+    if not found:
+        raise ConfigError(f"{field} = {source!r} is empty; give a file with one problem a row")
     own = tuple(dict.fromkeys(str(name) for row in first for name in row))
     listed = ", ".join(own[:SHOWN_COLUMNS]) + f", and {len(own) - SHOWN_COLUMNS} more" * (len(own) > SHOWN_COLUMNS)
     wrong = {role: name for role, name in columns.items() if roles.spelling(name) not in found}
@@ -105,11 +117,7 @@ def _source(source: str, rows: Iterator[dict[str, Any]], columns: Mapping[str, s
         )
     # The gold may stand at the end of a solution.
     needed = {"problem": ["problem"], "answer": ["answer", "demonstration"]}
-    missing = [
-        role
-        for role, by in needed.items()
-        if not found.keys() & {n.split("+")[-1] for b in by for n in reader.names(b)}
-    ]
+    missing = [role for role, by in needed.items() if not any(reader.finds(b, found) for b in by)]
     if missing:
         raise ConfigError(
             f"{field} = {source!r} has no column {' and no column '.join(map(repr, missing))}; it has {listed}: name the right "
@@ -190,7 +198,7 @@ def _given(problems: Any) -> Iterator[Mapping[str, Any]]:
     elif hasattr(problems, "to_batches"):
         problems = problems.to_pylist()
     elif isinstance(problems, Mapping):
-        problems = _unfold(problems)
+        problems = _unfold(problems, "problems")
     if not isinstance(problems, Iterable):
         raise ConfigError(
             f"problems is {_kind(problems)}; give dicts or Problems in a list, a pandas or polars frame, a datasets.Dataset, a path, "
@@ -237,17 +245,11 @@ def _file(path: Path, name: str) -> Iterator[dict[str, Any]]:
     if path.is_dir():
         return _saved(path, name)
     with path.open("rb") as file:
-        head = file.read(64)
-    if head.startswith(b"version https://git-lfs"):
-        raise ConfigError(
-            f"{name} is a Git LFS pointer, not the file itself; fetch it with git lfs pull in its repository"
-        )
+        head = file.read(_HEAD)
     if head.startswith(b"PAR1") or path.suffix.lower() == ".parquet":
         return _parquet(path, name)
     if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
         return _arrow(path, name)
-    if head.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
-        raise ConfigError(f"{name} is a zip archive or a spreadsheet; unpack it, or save the sheet as CSV")
     unpack = next((unpack for magic, unpack in _PACKED.items() if head.startswith(magic)), open)
     return _text(path, unpack, name)
 
@@ -255,102 +257,109 @@ def _file(path: Path, name: str) -> Iterator[dict[str, Any]]:
 def _text(path: Path, unpack: Callable[..., IO[Any]], name: str) -> Iterator[dict[str, Any]]:
     try:
         with unpack(path, "rb") as file:
-            start = file.read(2)
-        encoding = "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-        with unpack(path, "rt", encoding=encoding, newline="") as file:
+            head = file.read(_HEAD)
+        utf_16 = head.startswith((b"\xff\xfe", b"\xfe\xff"))
+        for magic, what in _REFUSED.items():
+            if head.lower().startswith(magic) if magic else b"\0" in head and not utf_16:
+                raise ConfigError(f"{name} {what}")
+        with unpack(path, "rt", encoding="utf-16" if utf_16 else "utf-8-sig", newline="") as file:
             while (first := file.read(1)).isspace():
                 pass
-        json_ending = ".json" in path.name.lower()
-        with unpack(path, "rt", encoding=encoding, newline="") as file:
-            if first == "[":
-                yield from _array(file, name)
-            elif first == "{" or json_ending:
-                yield from _objects(file, name)
+            if first in ("[", "{"):
+                yield from _objects(file, first, name)
             elif first:
-                yield from _table(file, name)
+                yield from _table(file, first, name)
     except UnicodeError:
         raise ConfigError(f"{name} is not UTF-8 text; save it as UTF-8 text or as parquet") from None
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile, OSError) as error:
         raise ConfigError(f"{name} cannot be read ({error}); fetch or save it again") from None
 
 
-def _array(file: IO[str], name: str) -> Iterator[dict[str, Any]]:
-    """Elements of an array, of which no more than one and a piece of the file are held."""
-    decoder = json.JSONDecoder()
-    text, at, number, size = "", 0, 0, _CHUNK
-    space = re.compile(r"[\s,\ufeff]*")
-    opened = False
-    while True:
-        at = space.match(text, at).end()  # type: ignore[union-attr]
-        if at < len(text) and not opened:
-            opened, at = True, at + 1
+def _objects(file: IO[str], first: str, name: str) -> Iterator[dict[str, Any]]:
+    """Records of JSON: lines, an array, or one object that holds all."""
+    only: dict[str, Any] | None = None
+    for number, (where, value) in enumerate(_json(file, first, name)):
+        if _is_chat(value):
+            value = {"messages": value}
+        if not isinstance(value, dict):
+            unit = where.split()[0]
+            raise ConfigError(f"{name} {where} is {_kind(value)}, not an object; write one object a {unit}")
+        if number == 0 and where.startswith("line"):
+            # The only object of a file may hold all of its records.
+            only = value
             continue
-        if at < len(text) and text[at] == "]":
+        if only is not None:
+            yield only
+            only = None
+        yield value
+    if only is not None:
+        yield from _unfold(only, name)
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_message, value))
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(value.get(key), str) for key in ("role", "from"))
+
+
+def _json(file: IO[str], text: str, name: str) -> Iterator[tuple[str, Any]]:
+    """(where, value) of all values of a text, or of the elements of its array: ``text`` and the rest of the file.
+
+    No more than one value and a piece of the file are held.
+    """
+    decode = json.JSONDecoder().raw_decode
+    at, opened, line, number, size, array, whole = 0, 0, 1, 0, _CHUNK, False, False
+    while True:
+        start, at = at, _GAP.match(text, at).end()  # type: ignore[union-attr]
+        line += text.count("\n", start, at)
+        if not number and not array and not whole and text[at : at + 1] == "[":
+            array, opened, at = True, at, at + 1
+            continue
+        if array and text[at : at + 1] == "]":
             if (text[at + 1 :] + file.read(_CHUNK)).strip():
                 raise ConfigError(f"{name} goes on after its array; write one array, or one object a line")
             return
+        where = f"record {number + 1}" if array else f"line {line}"
         try:
             if at == len(text):
                 raise json.JSONDecodeError("the array is not closed", text, at)
-            value, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            piece = file.read(size)
-            if not piece or (error.pos < len(text) - 16 and not error.msg.startswith("Unterminated")):
-                raise ConfigError(f"{name} record {number + 1} is not JSON ({error.msg}); correct it") from None
-            # An element that spans many pieces is not tried again for each.
-            text, at, size = text[at:] + piece, 0, size * 2
+            value, end = decode(text, at)
+        except (ValueError, RecursionError) as error:
+            reason, place = getattr(error, "msg", str(error)), getattr(error, "pos", -1)
+            cut = place >= len(text) - 16 or (place >= 0 and reason.startswith("Unterminated"))
+            if cut and (piece := file.read(size)):
+                # A value that spans many pieces is not tried again for each.
+                kept = opened if array and not number else at
+                text, at, opened, size = text[kept:] + piece, at - kept, 0, size * 2
+                continue
+            if at == len(text) and not array:
+                return
+            raise ConfigError(f"{name} {where} is not JSON ({reason}); write one object a line, or one array") from None
+        if array and not number and _is_message(value):
+            # The array is a chat, and each line another one.
+            array, whole, at = False, True, opened
             continue
-        size = _CHUNK
-        number += 1
-        if not isinstance(value, dict):
-            raise ConfigError(f"{name} record {number} is {_kind(value)}, not an object; write one object a record")
-        yield value
+        line += text.count("\n", at, end)
+        at, size, number = end, _CHUNK, number + 1
+        yield where, value
 
 
 def _kind(value: Any) -> str:
     return {list: "a list", str: "a text", type(None): "null"}.get(type(value), f"a {type(value).__name__}")
 
 
-def _objects(file: IO[str], name: str) -> Iterator[dict[str, Any]]:
-    """JSON lines, or one object that holds all records."""
-    only: dict[str, Any] | None = None
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == 1 and (whole := _whole("".join([line, *file]))) is not None:
-                yield from _unfold(whole)
-                return
-            raise ConfigError(f"{name} line {number} is not JSON ({error.msg}); write one object a line") from None
-        if not isinstance(record, dict):
-            raise ConfigError(f"{name} line {number} is {_kind(record)}, not an object; write one object a line")
-        if number == 1:
-            # The only line of a file may hold all of its records.
-            only = record
-            continue
-        if only is not None:
-            yield only
-            only = None
-        yield record
-    if only is not None:
-        yield from _unfold(only)
+def _named(record: Mapping[str, Any]) -> bool:
+    return not {roles.spelling(key) for key in record}.isdisjoint(roles.NAMES["problem"])
 
 
-def _whole(text: str) -> dict[str, Any] | None:
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError:
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _unfold(whole: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _unfold(whole: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
     """Records of one object: of columns, by id, under one key, by split; else it is a record itself."""
     values = list(whole.values())
-    named = {roles.spelling(key) for key in whole} & {*roles.NAMES["problem"]}
+    named = _named(whole)
     lists = {key: v for key, v in whole.items() if isinstance(v, list) and v and all(isinstance(x, dict) for x in v)}
+    empty = [key for key, v in whole.items() if v == [] and key.lower() in roles.SPLITS]
     if {"columns", "data"} <= whole.keys() and lists.keys().isdisjoint(["data"]):
         yield from (dict(zip(whole["columns"], cells, strict=True)) for cells in whole["data"])
     elif named and all(isinstance(v, list) for v in values) and len({*map(len, values)}) == 1 and len(values) > 1:
@@ -361,25 +370,30 @@ def _unfold(whole: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield from ({key: column[index] for key, column in whole.items()} for index in values[0])
     elif named:
         yield dict(whole)
+    elif lists and empty:
+        raise ConfigError(f"{name} names a split {empty[0]!r} without a row; fill it or leave it out")
     elif lists and ({*map(str.lower, lists)} <= roles.SPLITS.keys() or len(lists) == 1):
         for key, found in lists.items():
             split = {"split": key} if key.lower() in roles.SPLITS else {}
             yield from (split | (row["row"] if isinstance(row.get("row"), dict) else row) for row in found)
+    elif len(values) == 1 and isinstance(values[0], dict) and not _named(values[0]):
+        yield from _unfold(values[0], name)
     elif values and all(isinstance(v, dict) for v in values):
         yield from ({"id": key} | record for key, record in whole.items())
     else:
         yield dict(whole)
 
 
-def _table(file: IO[str], name: str) -> Iterator[dict[str, Any]]:
+def _table(file: IO[str], first: str, name: str) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)
-    head = file.readline()
-    while not head.strip():
-        head = file.readline()
-    delimiter = max("\t,;", key=lambda c: (head.count(c) > 0) * (3 - "\t,;".index(c)))
+    head = first + file.readline()
+    delimiter = next((c for c in "\t,;|" if c in head), ",")
     what = {"\t": "TSV"}.get(delimiter, "CSV")
     rows = csv.DictReader(chain([head], file), strict=True, delimiter=delimiter)
     try:
+        twice = [column for column, count in Counter(rows.fieldnames or ()).items() if count > 1]
+        if twice:
+            raise ConfigError(f"{name} has {twice[0]!r} twice in its first line; name each column once")
         for row in rows:
             if None in row or None in row.values():
                 raise ConfigError(
@@ -398,7 +412,7 @@ def _parquet(path: Path, name: str) -> Iterator[dict[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=256):
-                yield from batch.to_pylist()
+                yield from batch.to_pylist(maps_as_pydicts="lossy")
     except Exception as error:
         raise ConfigError(f"{name} is not a readable parquet file ({error}); correct it") from error
 

@@ -11,47 +11,71 @@ import ast
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import chain, product
 from typing import Any
 
 from prefix_rft_lab.data.answers import ANSWER_CHARACTERS, extract_answer
 
 _TABLE = {
     "id": "id unique_id uuid problem_id question_id qid idx index extra_info.index",
-    "problem": """problem question query prompt input problem_text question_text instruction messages conversations conversation
-        dialogue extra_info.question question_concat""",
-    "answer": """reward_model.ground_truth gold gold_answer ground_truth gt answer final_answer expected_answer reference_answer
-        correct_answer correct correct_option answerkey answer_key cop label target expected extra_info.answer""",
-    "demonstration": """demonstrations demonstration generations responses deepseek_reasoning+deepseek_solution
-        deepseek_thinking_trajectory+deepseek_attempt thinking_trajectories+attempt reasoning+solution thinking+solution
-        reasoning_content+solution messages conversations conversation dialogue target solution solutions reference_solution
-        ground_truth_solution rationale cot gt_cot response completion completions output explanation answer
-        extra_info.answer""",
-    "level": "level",
-    "split": "split extra_info.split",
+    "problem": """problem question.problem question.stem question query prompt input problem_text question_text
+        problem_statement instruction messages conversations conversation dialogue chosen extra_info.question question_concat
+        *.problem *.question""",
+    "answer": """reward_model.ground_truth gold gold_answer ground_truth gt answer answers final_answer expected_answer
+        reference_answer ref_ans correct_answer gt_answer ground_truth_answer correct correct_option answer_key cop label
+        target expected *.ground_truth *.reference_answer *.answer""",
+    "demonstration": """demonstrations demonstration generations responses resps
+        deepseek_reasoning/reasoning/reasoning_content/thinking+deepseek_solution/solution/response/output/content
+        deepseek_thinking_trajectory/thinking_trajectories+deepseek_attempt/attempt
+        messages conversations conversation dialogue chosen target solution solutions reference_solution
+        ground_truth_solution gold_standard_solution generated_solution r1_solution rationale cot gt_cot chain_of_thought
+        response resp llm_response generation completion completions output explanation exp analysis reasoning answer
+        *.solution *.answer""",
+    "level": "level *.level",
+    "split": "split *.split",
     "type": "type problem_type subject subfield category source data_source",
-    "options": "options choices",
-    "before": "context passage background body",
+    "options": "options choices *.options *.choices",
+    "before": "context passage background body table",
 }
-NAMES = {role: tuple(names.split()) for role, names in _TABLE.items()}
-"""Role -> its usual columns, the surest first."""
+
+
+def spelling(name: Any) -> str:
+    """A column's name as it is compared: without case, spaces, hyphens and underscores, so that ``answerKey`` is ``answer_key``."""
+    return re.sub(r"[\s_-]", "", str(name)).lower()
+
+
+def _expanded(names: str) -> Iterator[str]:
+    for name in names.split():
+        yield from map("+".join, product(*(part.split("/") for part in spelling(name).split("+"))))
+
+
+NAMES = {role: tuple(_expanded(names)) for role, names in _TABLE.items()}
+"""Role -> its usual columns as they are compared, the surest first."""
 FIELDS = ("id", "problem", "answer", "demonstration", "level", "split", "type", "options")
 """Roles that ``data.columns`` and ``--column`` may map to a column."""
-CHATS = ("messages", "conversations", "conversation", "dialogue")
+CHATS = ("messages", "conversations", "conversation", "dialogue", "chosen")
 """Columns in which two texts are a problem and its solution."""
-REFERENCES = ("solution", "reference_solution", "ground_truth_solution", "rationale", "gt_cot", "cot")
+REFERENCES = tuple(
+    _expanded("solution reference_solution ground_truth_solution gold_standard_solution rationale gt_cot cot")
+)
 """Columns of demonstrations that are written by who wrote the problem: the gold is looked for at their end first."""
 VERDICTS = re.compile(
-    r"correctness\w*|(?:is_)?correct|verified|verdicts?|scores?|rewards?|deepseek_grade|solution_is_valid"
+    r"correctness\w*|(?:is)?correct|verified|verdicts?|scores?|rewards?|deepseekgrade|solutionisvalid|label"
 )
-_COMPLETE = re.compile(r"is_reasoning_complete")
-_CUT = re.compile(r"finish_reasons?|truncated")
+_COMPLETE = re.compile(r"isreasoningcomplete")
+_CUT = re.compile(r"finishreasons?|truncated")
+_NUMBERED = re.compile(r"(.*[a-z])[1-9]")
+_PICTURE = re.compile(r"(?:decoded|question|problem)?images?\d*")
 SPLITS = {"train": "train", "training": "train"} | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 SPLITS |= {"test": "test", "testing": "test"}
-_SPEAKERS = {"system": "system", "developer": "system"} | dict.fromkeys(("user", "human", "inst"), "user")
+_SPEAKERS = {"system": "system", "developer": "system"} | dict.fromkeys(("user", "human"), "user")
 _SPEAKERS |= dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt"), "assistant")
+_SPEAKERS |= {"input": "user", "instruction": "user", "output": "assistant", "response": "assistant"}
+_SPEAKERS |= {"[inst]": "user", "[/inst]": "assistant"}
+_SPOKEN = {"role", "from", "content", "value", *_SPEAKERS}
 _FRAMES = tuple(
     re.compile(pattern, re.DOTALL)
     for pattern in (
@@ -60,21 +84,27 @@ _FRAMES = tuple(
         r"<start_of_turn>(\w+)\s(.*?)(?=<end_of_turn>|<start_of_turn>|\Z)",
         r"<\|(user|assistant|system)\|>(.*?)(?=<\|end\|>|</s>|<\|(?:user|assistant|system)\|>|\Z)",
         r"<｜(User|Assistant)｜>(.*?)(?=<｜|\Z)",
-        r"\[(INST)\](.*?)\[/INST\]",
+        r"(\[/?INST\])(.*?)(?=\[/?INST\]|</s>|\Z)",
+        r"\n?### ?(Instruction|Input|Response|User|Human|Assistant):(.*?)(?=\n### ?|\Z)",
         r"(?:(?<=\n)|(?<=\. )|\A)(User|Human|Assistant):(.*?)(?=\n\s*(?:User|Human|Assistant):|\Z)",
     )
 )
-_PLAIN_FRAME = re.compile(r"\n\s*Assistant:[^\n]*(?:\n\s*<think>\s*)?\Z")
+_PLAIN_FRAME = re.compile(r"\n\s*(?:Assistant|### ?(?:Response|Assistant)):[^\n]*(?:\n\s*<think>\s*)?\Z")
 _STRUCTURE = re.compile(r"""\A(?:\[\s*[{"']|\{\s*["'])""")
-_NO_ANSWER = frozenset({"proof", "notfound", "not found"})
+_NO_ANSWER = frozenset({"proof", "notfound", "not found", "n/a", "nan", "null"})
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_SAID = re.compile(r"(?:^|[.\s])(?:the|my) (?:final )?answer is:?[ \t]*(\S[^\n]*)\s*\Z", re.IGNORECASE)
+_SAID = re.compile(
+    r"(?:(?:^|[.\s])(?:the|my) (?:final |correct )?answer is:?|\n\W*(?:final )?answer:)[ \t*]*(\S[^\n]*)\s*\Z",
+    re.IGNORECASE,
+)
 _HASHES = re.compile(r"^####[ \t]*(\S[^\n]*)$", re.MULTILINE)
 _NAMED_NUMBER = re.compile(r"([-+]?[\d.,/]*\d) \([A-Za-z][A-Za-z .]*\)")
 _LETTER = re.compile(r"(?:option\s+)?\(?([A-Z])\)?[.:)]?", re.IGNORECASE)
 _OPTIONS = re.compile(r"\(?\b([A-Za-z])\s*[).:]\s*(.*?)(?=[\s,]*\(?\b[A-Za-z]\s*[).:]|[\s,]*\Z)", re.DOTALL)
 _OPTION = re.compile(r"\s*\(?([A-Z])\s*[).:]\s*(.+)", re.DOTALL)
-_OPTION_COLUMN = re.compile(r"(?:option|choice|op)?_?([a-e])")
+_OPTION_COLUMN = re.compile(r"(option|choice|op)?([a-e1-5])")
+_WORDS_OF_A_GOLD = 20
+"""A longer gold that is no option is a solution whose answer is not marked: nothing that a response can equal."""
 
 
 class Unusable(ValueError):
@@ -173,6 +203,8 @@ def turns(value: Any, *, pair: bool = False, framed: bool = False) -> list[tuple
     lists, an object by role, with ``pair`` two texts, with ``framed`` a text in which a chat template has framed the turns.
     """
     value = structure(value)
+    if isinstance(value, (list, tuple)) and value and all(isinstance(m, Mapping) and _by_role(m) for m in value):
+        value = [{"role": role, "content": text} for m in value for role, text in m.items()]
     if framed and isinstance(value, str):
         for frame in _FRAMES if _PLAIN_FRAME.search(value) else _FRAMES[:-1]:
             if found := frame.findall(value):
@@ -185,7 +217,7 @@ def turns(value: Any, *, pair: bool = False, framed: bool = False) -> list[tuple
             value = [{"role": r, "content": c} for r, c in zip(role, said, strict=True)]
         elif isinstance(role, str):
             value = [value]
-        elif value and all(str(key).lower() in _SPEAKERS for key in value):
+        elif _by_role(value):
             value = [{"role": key, "content": text} for key, text in value.items()]
     if not isinstance(value, (list, tuple)) or not value:
         return None
@@ -194,6 +226,10 @@ def turns(value: Any, *, pair: bool = False, framed: bool = False) -> list[tuple
     if not all(isinstance(m, Mapping) and isinstance(m.get("role", m.get("from")), str) for m in value):
         return None
     return [(_speaker(m.get("role", m.get("from"))), _content(m)) for m in value]
+
+
+def _by_role(message: Mapping[str, Any]) -> bool:
+    return bool(message) and all(str(key).lower() in _SPEAKERS for key in message)
 
 
 def _speaker(role: str) -> str:
@@ -206,9 +242,9 @@ def _content(message: Mapping[str, Any]) -> str:
     content = message.get("content", message.get("value"))
     parts = content if isinstance(content, (list, tuple)) else [content]
     texts = [text_of(part.get("text") if isinstance(part, Mapping) else part, "part of a chat") for part in parts]
-    if any(isinstance(part, Mapping) and part.get("type", "text") != "text" for part in parts):
+    if any(isinstance(part, Mapping) and not str(part.get("type", "text")).endswith("text") for part in parts):
         raise Unusable("chat with a picture or other part that is no text")
-    thought = text_of(message.get("reasoning_content"), "thought of a chat")
+    thought = text_of(message.get("reasoning_content", message.get("thinking")), "thought of a chat")
     said = "\n".join(text for text in texts if text)
     return f"<think>\n{thought}\n</think>\n\n{said}" if thought else said
 
@@ -238,7 +274,7 @@ def end_of(solution: str | None) -> str | None:
 
 def _answer_alone(text: str) -> bool:
     """Whether a solution is nothing but an answer: some columns of that name hold ``$34$``."""
-    words = re.sub(r"\\[A-Za-z]+", "", text)
+    words = re.sub(r"\\[A-Za-z]+|</?answer>", "", text)
     return len(text) <= 100 and any(c.isdigit() for c in text) and not re.search(r"[A-Za-z]{2}|\n", words)
 
 
@@ -256,6 +292,8 @@ def gold_of(value: Any, same: Callable[[str, str], bool], what: str = "gold") ->
         text = text_of(item, what)
         if text is not None:
             found = end_of(text) or text
+            if len(re.findall(r"[A-Za-z]{2,}", re.sub(r"\\[A-Za-z]+|\$[^$]*\$", "", found))) > _WORDS_OF_A_GOLD:
+                raise Unusable(f"{what} that is a text without an answer at its end")
             texts.append(named[1] if (named := _NAMED_NUMBER.fullmatch(found)) else found)
     texts = list(dict.fromkeys(texts))
     if len(texts) > 1 and all(same(text, texts[0]) for text in texts[1:]):
@@ -285,18 +323,13 @@ def _label(gold: Any, options: Mapping[str, str]) -> str | None:
 # ---------------------------------------------------------------------- rows
 
 
-def spelling(name: Any) -> str:
-    """A column's name as it is compared."""
-    return re.sub(r"\s*\+\s*", "+", re.sub(r"[ -]+", "_", str(name).strip().lower()))
-
-
 def flat(row: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str, Any]]:
     """(compared name, name, value) of every column and every field of an object in it."""
     for name, value in row.items():
         path = f"{before}{name}"
         yield spelling(path), path, value
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{path}.")
+        if isinstance(inner := structure(value), Mapping):
+            yield from flat(inner, f"{path}.")
 
 
 @dataclass(slots=True)
@@ -307,16 +340,20 @@ class Roles:
     same: Callable[[str, str], bool]
     """Whether two answers are one."""
     used: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    """Role -> column -> rows."""
+    """Role -> column, as the file spells it -> rows."""
+    _own: dict[str, str] = field(default_factory=dict)
 
     def names(self, role: str) -> tuple[str, ...]:
         return (spelling(self.mapping[role]),) if role in self.mapping else NAMES[role]
 
+    def finds(self, role: str, columns: Iterable[str]) -> bool:
+        """Whether columns, as they are compared, can hold a role."""
+        last = [name.split("+")[-1] for name in self.names(role)]
+        return any(name in columns or any(c.endswith(name[1:]) for c in columns if name[0] == "*") for name in last)
+
     def read(self, row: Mapping[str, Any]) -> Record:
         """A row as record; ``record.unusable`` says why it could not be read."""
-        cells: dict[str, Any] = {}
-        for name, _, value in flat(row):
-            cells.setdefault(name, value)
+        cells = self.cells(row)
         id: str | None = None
         try:
             id = self._id(cells)
@@ -324,13 +361,36 @@ class Roles:
         except Unusable as error:
             return Record(id=id, unusable=f"row with a {error}")
 
+    def cells(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Compared name -> value of every column and field, ``solution_1`` and so on as one list, and of what messages say beside
+        their words."""
+        cells: dict[str, Any] = {}
+        numbered: dict[str, list[Any]] = defaultdict(list)
+        for name, path, value in flat(row):
+            cells.setdefault(name, value)
+            self._own.setdefault(name, path)
+            if (base := _NUMBERED.fullmatch(name)) and base[1] in NAMES["demonstration"] and not is_missing(value):
+                numbered[base[1]].append(value)
+                self._own.setdefault(base[1], f"{path[:-1]}*")
+            if name in CHATS and isinstance(chat := structure(value), (list, tuple)):
+                for key, inner, cell in chain.from_iterable(flat(m) for m in chat if isinstance(m, Mapping)):
+                    if key not in _SPOKEN:
+                        cells.setdefault(key, cell)
+                        self._own.setdefault(key, f"{path}.{inner}")
+            elif name == "text" and (framed := turns(value, framed=True)):
+                cells.setdefault(CHATS[0], [{"role": role, "content": text} for role, text in framed])
+                self._own.setdefault(CHATS[0], path)
+        return numbered | cells
+
     def _each(self, cells: Mapping[str, Any], role: str) -> Iterator[tuple[str, Any]]:
+        """(compared name, value) of the columns of a role that have a value in this row, the surest first."""
         for name in self.names(role):
-            if not is_missing(value := cells.get(name)):
-                yield name, value
+            for found in (n for n in cells if n.endswith(name[1:])) if name[0] == "*" else (name,):
+                if not is_missing(value := cells.get(found)):
+                    yield found, value
 
     def _take(self, role: str, name: str) -> None:
-        self.used[role][name] += 1
+        self.used[role]["+".join(self._own.get(part, part) for part in name.split("+"))] += 1
 
     def _plain(self, cells: Mapping[str, Any], role: str) -> str | None:
         """The first column of a role that is a text or a number."""
@@ -342,23 +402,20 @@ class Roles:
 
     def _id(self, cells: Mapping[str, Any]) -> str | None:
         id = self._plain(cells, "id")
-        nested = id is not None and id == text_of(cells.get("extra_info.index"))
-        if nested and "extra_info.index" in self.used["id"]:
-            split = cells.get("extra_info.split")
+        if id is not None and id == text_of(cells.get("extrainfo.index")) and "extra_info.index" in self.used["id"]:
+            split = cells.get("extrainfo.split")
             return f"{split if isinstance(split, str) else 'row'}-{id}"
         return id
 
     def _record(self, cells: Mapping[str, Any], id: str | None) -> Record:
-        if picture := next(
-            (n for n in cells if re.fullmatch(r"images?(?:_\d+)?", n) and not is_missing(cells[n])), None
-        ):
-            raise Unusable(f"picture ({picture})")
+        if picture := next((n for n in cells if _PICTURE.fullmatch(n) and not is_missing(cells[n])), None):
+            raise Unusable(f"picture ({self._own.get(picture, picture)})")
         problem = self._problem(cells)
         options = self._options(cells)
         found = self._demonstrations(cells)
         reference = next((t for n in REFERENCES if (t := self._text(cells.get(n), n)) and not _answer_alone(t)), None)
         solution = reference or next((c.text for c in found if c.verified and c.text), None)
-        answer = self._gold(cells, options, solution)
+        answer = self._gold(cells, options, solution, bool(found))
         bare = _squeezed(answer)
         found = [c for c in found if not c.text or _squeezed(c.text) != bare]
         if (
@@ -383,11 +440,14 @@ class Roles:
 
     def _problem(self, cells: Mapping[str, Any]) -> str | None:
         for name, value in self._each(cells, "problem"):
-            chat = turns(value, pair=name in CHATS, framed=True)
-            if text := text_of(value, f"problem ({name})") if chat is None else _one_turn(chat, "user"):
-                self._take("problem", name)
-                if isinstance(value, str) and chat:
+            said: Any = value
+            while (chat := turns(said, pair=name in CHATS, framed=True)) is not None:
+                # A message of a chat may be framed once more.
+                if isinstance(said, str) and structure(said) is said:
                     self._take("framed", name)
+                said = _one_turn(chat, "user")
+            if text := text_of(said, f"problem ({self._own[name]})"):
+                self._take("problem", name)
                 before = [*NAMES["before"], *(["instruction"] if name == "input" else [])]
                 for part in before:
                     said = text_of(cells.get(part), part) if part != name else None
@@ -407,17 +467,21 @@ class Roles:
         elif isinstance(options, Mapping):
             labels, options = list(options), list(options.values())
         elif isinstance(options, str):
-            found = _OPTIONS.findall(options)
-            labels, options = [label.upper() for label, _ in found], [text for _, text in found]
-            if len(found) < 2 or labels != [chr(ord("A") + i) for i in range(len(found))]:
+            cut = _OPTIONS.findall(options)
+            labels, options = [label.upper() for label, _ in cut], [text for _, text in cut]
+            if len(cut) < 2 or labels != [chr(ord("A") + i) for i in range(len(cut))]:
                 raise Unusable("options in one text that does not letter them")
         elif options is None:
-            columns = {m[1].upper(): v for n, v in cells.items() if (m := _OPTION_COLUMN.fullmatch(n))}
+            found = [m for n in cells if (m := _OPTION_COLUMN.fullmatch(n)) and not is_missing(cells[n])]
             gold = next((str(value).strip() for _, value in self._each(cells, "answer")), "")
-            if not {"A", "B"} <= columns.keys() or not (_LETTER.fullmatch(gold) or gold.isdecimal()):
+            named = all(m[1] for m in found) and gold.isdecimal()
+            columns = {m[2].upper(): cells[m[0]] for m in found}
+            if not ({"A", "B"} <= columns.keys() or {"1", "2"} <= columns.keys()) or not (
+                named or _LETTER.fullmatch(gold)
+            ):
                 return {}
-            labels, options = list(columns), list(columns.values())
-        self._take("options", name or "a column each")
+            labels, options, name = list(columns), list(columns.values()), "+".join(m[0] for m in found)
+        self._take("options", name)
         found_options: dict[str, str] = {}
         for i, item in enumerate(options):
             label = chr(ord("A") + i) if i >= len(labels) else str(labels[i]).strip("() .")
@@ -428,14 +492,19 @@ class Roles:
                 found_options[label] = own[2].strip() if own and own[1] == label else text
         return found_options
 
-    def _gold(self, cells: Mapping[str, Any], options: Mapping[str, str], solution: str | None) -> str | None:
+    def _gold(
+        self, cells: Mapping[str, Any], options: Mapping[str, str], solution: str | None, judged: bool
+    ) -> str | None:
         for name, value in self._each(cells, "answer"):
-            if turns(value) is not None or (name == "correct" and isinstance(value, bool)):
+            # A truth value beside a solution is a verdict on it.
+            if turns(value) is not None or (
+                isinstance(value, bool) and (name == "correct" or (name == "label" and judged))
+            ):
                 continue
             if isinstance(value, str) and value.strip().lower() in _NO_ANSWER:
                 return None
             answer = _label(value, options) if options and isinstance(value, (str, int)) else None
-            answer = answer or gold_of(value, self.same, f"gold ({name})")
+            answer = answer or gold_of(value, self.same, f"gold ({self._own.get(name, name)})")
             if answer:
                 self._take("answer", name)
                 return (_label(answer, options) if options else None) or answer
@@ -453,32 +522,42 @@ class Roles:
     def _demonstrations(self, cells: Mapping[str, Any]) -> list[Candidate]:
         blank = False
         for name in self.names("demonstration"):
-            values = [structure(cells.get(part)) for part in name.split("+")]
-            if any(map(is_missing, values)):
+            first, _, second = name.partition("+")
+            parts = dict(self._one(cells, part) for part in (first, second) if part)
+            if any(map(is_missing, parts.values())):
                 continue
-            if len(values) == 2:
-                pairs = zip(*(v if isinstance(v, (list, tuple)) else [v] for v in values), strict=False)
-                texts = [(text_of(thought, name), text_of(said, name)) for thought, said in pairs]
+            taken = "+".join(parts)
+            [value, *rest] = map(structure, parts.values())
+            if rest:
+                pairs = zip(*(v if isinstance(v, (list, tuple)) else [v] for v in (value, rest[0])), strict=False)
+                texts = [(text_of(thought, taken), text_of(said, taken)) for thought, said in pairs]
                 joined = [f"<think>\n{thought}\n</think>\n\n{said}" for thought, said in texts if thought and said]
-                value: Any = joined if isinstance(values[1], (list, tuple)) else "".join(joined)
-            else:
-                [value] = values
-            if name in NAMES["answer"] and "demonstration" not in self.mapping and turns(value) is None:
+                value = joined if isinstance(rest[0], (list, tuple)) else "".join(joined)
+            mapped = "demonstration" in self.mapping
+            if not mapped and taken in NAMES["answer"] and turns(value) is None:
                 # The column of the answer may hold the solution that ends in it, as in GSM8K.
                 worked = isinstance(value, str) and end_of(value) is not None and not _answer_alone(value)
                 if not worked or _squeezed(value) == _squeezed(f"\\boxed{{{end_of(value)}}}"):
                     continue
-            found = list(self._candidates(value, name, cells))
-            if any(c.text for c in found):
-                self._take("demonstration", name)
-                return [c for c in found if c.text]
-            blank = blank or isinstance(value, str)
+            found = [c for c in self._candidates(value, taken, cells) if c.text]
+            alone = isinstance(value, str) and _answer_alone(value) and extract_answer(value) is None
+            if found and (mapped or not alone):
+                self._take("demonstration", taken)
+                return found
+            blank = blank or (isinstance(value, str) and not found)
         # An empty text is kept, so that its loss is reported.
         return [Candidate(text="")] if blank else []
 
+    @staticmethod
+    def _one(cells: Mapping[str, Any], name: str) -> tuple[str, Any]:
+        """The column of a name, or the first with a value of a pattern ``*.name``."""
+        if name[0] == "*":
+            name = next((n for n in cells if n.endswith(name[1:]) and not is_missing(cells[n])), name)
+        return name, cells.get(name)
+
     def _candidates(self, value: Any, name: str, cells: Mapping[str, Any]) -> Iterator[Candidate]:
         value = structure(value)
-        if (chat := turns(value, pair=name in CHATS)) is not None:
+        if (chat := turns(value, pair=name in CHATS, framed=False)) is not None:
             value = _one_turn(chat, "assistant")
         several = isinstance(value, (list, tuple))
         for i, item in enumerate(value if several else [value]):
@@ -488,7 +567,8 @@ class Roles:
             elif isinstance(item, Mapping):
                 about, index = {spelling(key): cell for key, cell in item.items()}, None
                 item = next((about[n] for n in (*NAMES["demonstration"], "text", "content") if n in about), item)
-            verdicts = [_verdict(mark) for mark in _marks(about, VERDICTS, index)]
+                item = _one_turn(chat, "assistant") if (chat := turns(item)) is not None else item
+            verdicts = [_verdict(mark) for mark in _marks(about, VERDICTS, index, own=about is not cells)]
             yield Candidate(
                 text=text_of(item, f"demonstration ({name})") or "",
                 verified=not verdicts or True in verdicts,
@@ -497,17 +577,19 @@ class Roles:
             )
 
 
-def _marks(cells: Mapping[str, Any], columns: re.Pattern[str], index: int | None) -> list[Any]:
-    """What some columns say of one of several solutions, or (without an index) of the only one."""
-    found = [structure(cell) for name, cell in cells.items() if columns.fullmatch(name)]
+def _marks(cells: Mapping[str, Any], columns: re.Pattern[str], index: int | None, own: bool = False) -> list[Any]:
+    """What some columns say of one of several solutions, or (without an index) of the only one, or of what is its ``own``."""
+    found = {name: structure(cell) for name, cell in cells.items() if columns.fullmatch(name)}
     if index is None:
-        # A number beside one solution is more often a rate or a difficulty than a verdict.
+        # A number beside one solution is more often a rate or a difficulty than a verdict, and a text as label a gold.
         return [
             mark
-            for mark in found
-            if isinstance(mark, bool) or (isinstance(mark, str) and (mark == "length" or _verdict(mark) is not None))
+            for name, mark in found.items()
+            if isinstance(mark, bool)
+            or (own and isinstance(mark, (int, float)))
+            or (isinstance(mark, str) and name != "label" and (mark == "length" or _verdict(mark) is not None))
         ]
-    return [mark[index] if index < len(mark) else None for mark in found if isinstance(mark, (list, tuple))]
+    return [mark[index] if index < len(mark) else None for mark in found.values() if isinstance(mark, (list, tuple))]
 
 
 def _verdict(value: Any) -> bool | None:

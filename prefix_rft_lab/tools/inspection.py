@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from prefix_rft_lab.core.types import Problem
 from prefix_rft_lab.data import sources
 from prefix_rft_lab.data.answers import golds
 from prefix_rft_lab.data.rewards import Verifier
-from prefix_rft_lab.data.roles import spelling
 
 QUANTILES = {"10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99, "longest": 1.0}
 
@@ -54,8 +54,8 @@ class Inspection:
     @property
     def unused(self) -> list[str]:
         """Columns that were taken for nothing."""
-        taken = {part.partition(".")[0] for by in self.used.values() for name in by for part in name.split("+")}
-        return [name for name in self.columns if spelling(name) not in taken]
+        taken = [part for by in self.used.values() for name in by for part in name.split("+")]
+        return [name for name in self.columns if not any(fnmatch(name, t) or t.startswith(f"{name}.") for t in taken)]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
