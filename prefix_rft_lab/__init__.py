@@ -9,6 +9,7 @@ Layers, lowest first; each imports only from those before it (``tests/test_layer
     models      tokenizers, templates, the policy, engines
     training    one run: the loop, an update, records, checkpoints, evaluation
     experiments many runs: sweeps, profiles, a pool of processes
+    lab         a finished run's steps again, otherwise
     analysis    statistics, token tables, claims
     plots, widgets, report    what people look at
     tools       commands beside training
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from prefix_rft_lab.core.config import ConfigError, RunConfig, preset
     from prefix_rft_lab.core.errors import RunError
     from prefix_rft_lab.experiments import sweeps
+    from prefix_rft_lab.lab.again import again
     from prefix_rft_lab.runs.run import Run, load, load_all
     from prefix_rft_lab.training.trainer import train
 
@@ -43,6 +45,7 @@ __all__ = [
     "RunConfig",
     "RunError",
     "__version__",
+    "again",
     "claims",
     "entropy_analysis",
     "load",
@@ -63,6 +66,7 @@ _HOMES = {
     "load": "runs.run",
     "load_all": "runs.run",
     "train": "training.trainer",
+    "again": "lab.again",
 }
 
 _LAYERS = {

@@ -15,7 +15,7 @@ LAYERS = (
     ("data", "runs"),
     ("models",),
     ("training",),
-    ("experiments",),
+    ("experiments", "lab"),
     ("analysis",),
     ("plots",),
     ("widgets", "report"),

@@ -279,6 +279,12 @@ class Run:
             raise RunError(f"{self.path} has no evaluation of {split!r}; it has {', '.join(have) or 'none'}")
         return read_table(path)
 
+    def again(self, step: int, **options: Any) -> Any:
+        """A training step again, to be looked at or performed otherwise: :func:`prefix_rft_lab.lab.again.again`."""
+        import prefix_rft_lab
+
+        return prefix_rft_lab.again(self, step, **options)
+
     def check(self) -> None:
         """Read all that the run recorded, but its token tables, which are large.
 
