@@ -9,13 +9,19 @@ further field (here the score) reaches the reward function. Supervised rows are 
 from __future__ import annotations
 
 import copy
+import os
+import pickle
+import re
+import subprocess
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from prefix_rft_lab import methods, rng
+from prefix_rft_lab import ConfigError, methods, rng
 from prefix_rft_lab.generation.base import Request
 from prefix_rft_lab.generation.transformers_engine import TransformersEngine
 from prefix_rft_lab.tasks import chains
@@ -290,3 +296,184 @@ def test_sft_under_gradient_accumulation(tiny, small, demonstrations, tmp_path, 
 def test_sft_is_not_a_mean_of_micro_batch_means(tiny, small, demonstrations, tmp_path):
     theirs = trl_sft(tiny, demonstrations, tmp_path, micro_batch_rows=2, count_tokens=False)
     assert_different(kit(tiny[0], small(), methods.SFT, demonstrations), theirs)
+
+
+# ---------------------------------------------------------------- the trainer that draws prefixes
+
+
+def settings(config, folder, accumulate, processes=1):
+    """GRPOConfig of a run of the kit; each update takes its rows in so many micro-batches per process."""
+    from trl import GRPOConfig
+
+    micro_batches = accumulate * config.loss.updates_per_rollout
+    rows = config.rollout.problems_per_step * config.rollout.rows_per_problem
+    return GRPOConfig(
+        **arguments(folder, FREE),
+        seed=config.seed,
+        per_device_train_batch_size=rows // micro_batches // processes,
+        gradient_accumulation_steps=accumulate,
+        steps_per_generation=micro_batches,
+        num_generations=config.rollout.rows_per_problem,
+        shuffle_dataset=False,
+        loss_type="dr_grpo",
+        beta=0.0,
+        epsilon=config.loss.clip_low,
+        epsilon_high=config.loss.clip_high,
+        delta=config.loss.dual_clip,
+        temperature=config.rollout.temperature,
+        max_completion_length=config.rollout.max_response_tokens,
+    )
+
+
+def data_set(count=6):
+    from datasets import Dataset
+
+    problems = chains.problems("train", count)
+    chats = [[{"role": "user", "content": problem.prompt}] for problem in problems]
+    return Dataset.from_dict({"prompt": chats, "demonstrations": [list(p.demonstrations) for p in problems]})
+
+
+def train_with_prefixes(policy, config, folder, accumulate, processes=1):
+    """Train with PrefixGRPOTrainer; its outcome, and this process's rows of each generation as the kit writes them.
+
+    Rows are told from what TRL hands to its reward function, token ids and all; only their prefixes are drawn again, by
+    the kit.
+    """
+    from prefix_rft_lab.tools.trl import PrefixGRPOTrainer
+
+    stage, batches, data, size = (
+        methods.METHODS[config.method].stages[0],
+        [],
+        data_set(),
+        config.rollout.rows_per_problem,
+    )
+    known, _ = encode_problems(policy[1], chains.problems("train", len(data)), config)
+
+    def keyed(prompts, completions, completion_ids, problem_index, **_):
+        step, rows = len(batches), []
+        first = trainer.accelerator.process_index * len(prompts)
+        for place, (index, ids, chat) in enumerate(zip(problem_index, completion_ids, completions, strict=True), first):
+            row = stage.rows(known[index], step, config)[place % size]
+            assert ids[: len(row.prefix_ids)] == row.prefix_ids
+            assert chat[0]["content"] == policy[1].decode(ids, skip_special_tokens=True)
+            row.sampled_ids = ids[len(row.prefix_ids) :]
+            assert 0 < len(row.sampled_ids) <= config.rollout.max_response_tokens - len(row.prefix_ids)
+            row.score = float(rng.generator(0, "score", step, index, row.row).random() < 0.5)
+            rows.append(row)
+        batches.append(rows)
+        return [row.score for row in rows]
+
+    model, tokenizer = copy.deepcopy(policy)
+    args = settings(config, folder, accumulate, processes)
+    trainer = PrefixGRPOTrainer(model, keyed, args, data, config=config, processing_class=tokenizer)
+    return run(trainer, range(len(data) // config.rollout.problems_per_step)), batches
+
+
+PREFIX = {"method": "prefix_rft", "rollout.max_response_tokens": 48, "micro_batch_tokens": 150, "rl.steps": 3}
+TWO = {"rollout.hybrid_rows": 2}
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "changes"),
+    [
+        (1, {}),
+        (4, {"rollout.temperature": 0.7, "loss.advantage": "dr_grpo_prefix", **TWO}),
+        (2, {"prefix.keep": "random", "prefix.keep_fraction": 0.5, "rollout.rows_per_prefix": 2, **TWO}),
+        (2, {"prefix.scope": "row", "prefix.keep": "bottom", "prefix.schedule": "uniform"}),
+        (2, {"prefix.loss": "frozen"}),
+        (2, {"method": "dr_po", "prefix.high": 0.4, "loss.advantage": "grpo"}),
+        (4, {"method": "rft_clip", "prefix.keep": "random"}),
+        (
+            1,
+            {
+                "seed": 1,
+                "loss.updates_per_rollout": 2,
+                "loss.clip_low": 0.05,
+                "loss.clip_high": 0.1,
+                "loss.dual_clip": 1.2,
+            },
+        ),
+    ],
+)
+def test_train_with_prefixes_is_the_kits_update(tiny, small, tmp_path, monkeypatch, accumulate, changes):
+    import trl.trainer.grpo_trainer
+
+    if "loss.updates_per_rollout" in changes:
+        monkeypatch.setattr(trl.trainer.grpo_trainer, "shuffle_sequence_dict", lambda rows: rows)
+    config = small(**PREFIX | changes)
+    theirs, batches = train_with_prefixes(tiny, config, tmp_path, accumulate)
+    assert [len(rows) for rows in batches] == [8] * 3
+    ours = kit(tiny[0], config, methods.METHODS[config.method].stages[0], batches)
+    assert_same(ours, theirs, steps=3 * config.loss.updates_per_rollout)
+    prefixes = [len(row.prefix_ids) for rows in batches for row in rows]
+    assert (max(prefixes) > 0) == (config.method != "rft_clip")
+
+
+def test_without_the_clip_or_with_another_schedule_it_is_another_update(tiny, small, tmp_path):
+    config = small(**PREFIX)
+    theirs, batches = train_with_prefixes(tiny, config, tmp_path, 2)
+    for other in ({"prefix.keep": "all"}, {"loss.advantage": "dr_grpo_prefix"}, {"prefix.loss": "frozen"}):
+        assert_different(kit(tiny[0], config.replace(**other), methods.PREFIX_RFT, batches), theirs)
+
+
+WORKER = """
+import pickle, sys
+import torch.distributed
+sys.path.insert(0, sys.argv[1])
+import test_trl
+from conftest import SMALL
+from prefix_rft_lab.config import preset
+from prefix_rft_lab.policy import load_policy
+config = preset("tiny", **(SMALL | test_trl.PREFIX | test_trl.TWO))
+outcome, batches = test_trl.train_with_prefixes(load_policy(config), config, sys.argv[2], accumulate=2, processes=2)
+with open(f"{sys.argv[2]}/rank-{torch.distributed.get_rank()}.pickle", "wb") as file:
+    pickle.dump((outcome, batches), file)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_update(tiny, small, tmp_path):
+    """The clip ranks the tokens of both, and groups lie on either side of the border."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+    told = [*launch, str(worker), str(Path(__file__).parent), str(tmp_path)]
+    subprocess.run(told, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300)
+    (theirs, first), (_, second) = (pickle.loads((tmp_path / f"rank-{n}.pickle").read_bytes()) for n in (0, 1))
+    batches = [a + b for a, b in zip(first, second, strict=True)]
+    assert [len(rows) for rows in batches] == [8] * 3
+    ours = kit(tiny[0], small(**PREFIX, **TWO), methods.PREFIX_RFT, batches)
+    assert ours.norms == pytest.approx(theirs.norms, rel=LATER)
+    assert max(map(farthest, ours.gradients, theirs.gradients)) < LATER
+    assert farthest(ours.changes, theirs.changes) < LATER
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"method": "luffy"}, "method = 'luffy'"),
+        ({"method": "relift"}, "method = 'relift'"),
+        ({"method": "sft_then_rft"}, "method = 'sft_then_rft'"),
+        ({"prefix.loss": "static"}, "prefix.loss = 'static'"),
+        ({"prefix.clip_ratio": False}, "prefix.clip_ratio = False"),
+        ({"prefix.scope": "micro_batch"}, "prefix.scope = 'micro_batch'"),
+    ],
+)
+def test_what_trl_would_train_otherwise_is_refused(tiny, small, tmp_path, changes, sentence):
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        train_with_prefixes(tiny, small(**PREFIX | changes), tmp_path, 2)
+
+
+def test_arguments_that_hide_prefixes_are_refused(tiny, small, tmp_path):
+    from prefix_rft_lab.tools.trl import PrefixGRPOTrainer
+
+    config = small(**PREFIX)
+    args = settings(config, tmp_path, 2)
+    args.steps_per_generation = 3
+    for more, told, data, sentence in (
+        ({}, args, data_set(), "steps_per_generation = 3 is no multiple of gradient_accumulation_steps = 2"),
+        ({"rollout_func": print}, settings(config, tmp_path, 2), data_set(), "rollout_func makes rows of its own"),
+        ({}, settings(config, tmp_path, 2), data_set().remove_columns("demonstrations"), "has the columns ['prompt']"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(sentence)):
+            PrefixGRPOTrainer(tiny[0], print, told, data, config=config, processing_class=tiny[1], **more)
