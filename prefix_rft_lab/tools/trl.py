@@ -17,9 +17,9 @@ from prefix_rft_lab.algorithm import methods
 from prefix_rft_lab.algorithm.advantages import ESTIMATORS
 from prefix_rft_lab.core import rng
 from prefix_rft_lab.core.config import ConfigError, RunConfig
-from prefix_rft_lab.core.types import EncodedProblem, Problem, Row, TokenKind
+from prefix_rft_lab.core.types import Demonstration, EncodedProblem, Problem, Row, TokenKind
 from prefix_rft_lab.models.templates import opened_thought, without_opening
-from prefix_rft_lab.models.tokens import encode_demonstration
+from prefix_rft_lab.models.tokens import step_ends
 
 INDEX = "problem_index"
 """Column that the trainer adds to its data set: the problem's part of every random key."""
@@ -57,15 +57,21 @@ class PrefixGRPOTrainer(GRPOTrainer):
         groups: dict[int, list[Row]] = {}
         for example, ids in zip(self.examples, prompts, strict=True):
             if (index := example[INDEX]) not in groups:
-                opened = opened_thought(self._tokenizer.decode(ids))
-                texts = [without_opening(text, opened) for text in example["demonstrations"] or []]
-                encoded = [encode_demonstration(self._tokenizer, text) for text in texts]
+                encoded = [self._demonstration(ids, text) for text in example["demonstrations"] or []]
                 fit = tuple(d for d in encoded if 1 < len(d.ids) <= self.max_completion_length)
                 named = Problem(id=str(index), prompt="", answer="")
                 problem = EncodedProblem(problem=named, index=index, prompt_ids=list(ids), demonstrations=fit)
                 groups[index] = self.stage.rows(problem, self.kit_step, self.kit)
         first = self.accelerator.process_index * len(prompts)
         return [groups[e[INDEX]][i % self.num_generations] for i, e in enumerate(self.examples, first)]
+
+    def _demonstration(self, prompt: list[int], text: str) -> Demonstration:
+        """The ids that follow a prompt's; alone only where a token would hold the end of the one and the start of the other."""
+        tokenizer, before = self._tokenizer, self._tokenizer.decode(prompt)
+        text = without_opening(text, opened_thought(before))
+        whole, alone = (tokenizer(x, add_special_tokens=False)["input_ids"] for x in (before + text, text))
+        ids = whole[len(prompt) :] if whole[: len(prompt)] == list(prompt) else alone
+        return Demonstration(ids=[*ids, tokenizer.eos_token_id], step_ends=step_ends(tokenizer, ids))
 
     def _generate_single_turn(self, prompt_ids: Any, images: Any, fields: Any, num_generations: int, *more: Any) -> Any:
         if not self.examples:
