@@ -80,7 +80,6 @@ BAD = [
     ({"rl.steps": 2.5}, "rl.steps", "2.5", "integer"),
     ({"rl.betas": [0.9, 1.5]}, "rl.betas.1", "1.5", "less than 1"),
     ({"prefix.schedule": "cos"}, "prefix.schedule", "'cos'", "'cosine'"),
-    ({"loss.advantage": "gae"}, "loss.advantage", "'gae'", "'dr_grpo'"),
     ({"seed": "zero"}, "seed", "'zero'", "integer"),
     ({"prefix": 3}, "prefix", "3", "dictionary"),
     ({"rollout.max_prompt_token": 5}, "rollout.max_prompt_token", "5", "did you mean rollout.max_prompt_tokens"),

@@ -338,8 +338,10 @@ def test_settings_without_meaning_are_refused(small, changes, words):
 def test_an_estimator_that_is_not_known_is_refused(small, monkeypatch):
     stage = replace(stage_of("rft"), advantages=("median",))
     monkeypatch.setitem(METHODS, "mine", methods.Method(title="Mine", stages=(stage,)))
-    with pytest.raises(ConfigError, match=r"advantages of stage 'rft' name 'median'; use some of dr_grpo, "):
+    with pytest.raises(ConfigError, match=r"loss.advantage = 'median' is not known; use one of dr_grpo, "):
         methods.check(small(method="mine"))
+    with pytest.raises(ConfigError, match=r"loss.advantage = 'gae' is not known; use one of dr_grpo, "):
+        methods.check(small(method="rft", **{"loss.advantage": "gae"}))
 
 
 def test_luffy_has_no_clip_where_the_policy_has_moved(base, small, problem):
@@ -376,33 +378,6 @@ def test_luffy_has_no_clip_where_the_policy_has_moved(base, small, problem):
     expected = gradient_of(moved, loss)
     assert (gradients[1] - expected).norm() <= 1e-6 * expected.norm()
     assert not result.limited.any()
-
-
-def test_a_declaration_is_named_by_what_it_says(small, monkeypatch):
-    config = small(method="rft")
-    assert methods.declaration("rft", config) == ""
-
-    def named(**changes):
-        stage = replace(stage_of("sft"), **changes)
-        monkeypatch.setitem(METHODS, "mine", methods.Method(title="Mine", stages=(stage,)))
-        return methods.declaration("mine", config)
-
-    def weighted(weight):
-        return lambda config: {PREFIX: methods.NegativeLogLikelihood(weight=weight)}
-
-    class Half(methods.NegativeLogLikelihood):
-        def tokens(self, inputs, config):
-            found = super().tokens(inputs, config)
-            return methods.TokenLosses(loss=found.loss / 2, clipped=found.clipped)
-
-    names = [
-        named(),
-        named(losses=weighted(2.0)),
-        named(losses=weighted(3.0)),
-        named(losses=lambda config: {PREFIX: Half()}),
-    ]
-    assert len(set(names)) == 4 and all(len(name) == 12 for name in names)
-    assert named(losses=weighted(2.0)) == names[1], "said again, it is the same"
 
 
 def test_every_method_accepts_the_presets(small):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from run_factory import write_run
 
-from prefix_rft_lab import methods, pool
+from prefix_rft_lab import pool
 from prefix_rft_lab.config import ConfigError
 from prefix_rft_lab.core.files import read_lines
 from prefix_rft_lab.pool import PoolError, Status, train_all
@@ -172,17 +172,6 @@ def test_what_cannot_be_used_starts_no_worker(small, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="method = 'rtf' is not known"):
         train_all([small(method="rtf")], out=tmp_path)
     assert train_all([], out=tmp_path) == []
-
-
-def test_a_method_of_this_process_only_is_refused_before_any_work(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "_Worker", None)
-    for name in ("mine", "rft"):
-        monkeypatch.setitem(methods.METHODS, name, methods.Method(title="Mine", stages=(methods.SFT,)))
-        with pytest.raises(
-            ConfigError, match=f"method = '{name}' was declared in this process and is not known to its"
-        ):
-            train_all([small(method="sft"), small(method=name)], out=tmp_path / "runs")
-    assert not (tmp_path / "runs").exists()
 
 
 def test_a_finished_run_of_other_defaults_fails_and_hides_no_other(small, tmp_path):

@@ -18,6 +18,8 @@ from functools import partial
 
 import torch
 
+from prefix_rft_lab.core.registry import Registry
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowAdvantages:
@@ -158,15 +160,15 @@ def plain_baseline(
     return _same(luffy_split(scores, group, prefix_group < 0), scores)
 
 
-ESTIMATORS: dict[str, Callable[..., RowAdvantages]] = {
-    "dr_grpo": dr_grpo,
-    "dr_grpo_prefix": dr_grpo_prefix,
-    "dr_grpo_prefix_v2": partial(dr_grpo_prefix, lone_mean_is_own=True),
-    "grpo": grpo,
-    "grpo_prefix": partial(dr_grpo_prefix, standardise=True),
-    "plain_baseline": plain_baseline,
-}
+ESTIMATORS = Registry[Callable[..., RowAdvantages]]("advantage estimator", "loss.advantage")
 """Name (``loss.advantage``) -> ``(scores, group, prefix_group, *, epsilon, rows_per_prefix) -> RowAdvantages``."""
+register = ESTIMATORS.register
+ESTIMATORS["dr_grpo"] = dr_grpo
+ESTIMATORS["dr_grpo_prefix"] = dr_grpo_prefix
+ESTIMATORS["dr_grpo_prefix_v2"] = partial(dr_grpo_prefix, lone_mean_is_own=True)
+ESTIMATORS["grpo"] = grpo
+ESTIMATORS["grpo_prefix"] = partial(dr_grpo_prefix, standardise=True)
+ESTIMATORS["plain_baseline"] = plain_baseline
 
 
 def luffy_joint(

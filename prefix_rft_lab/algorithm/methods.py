@@ -11,17 +11,16 @@ entry to :data:`METHODS` (``METHODS["mine"] = Method(...)`` works from a noteboo
 
 from __future__ import annotations
 
-import hashlib
-import types
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import torch
 
 from prefix_rft_lab.algorithm import losses, prefixes
 from prefix_rft_lab.algorithm.advantages import ESTIMATORS
 from prefix_rft_lab.core.config import ConfigError, LossConfig, OptimConfig, RunConfig
+from prefix_rft_lab.core.registry import Registry, used
 from prefix_rft_lab.core.types import EncodedProblem, Row, TokenKind
 
 # ---------------------------------------------------------------------- losses by token
@@ -232,13 +231,17 @@ class Method:
     title: str
     stages: tuple[Stage, ...]
     version: str = ""
-    """Part of the run's identity. Name another one when something changed that the declaration only reads: a constant, a
-    helper function, a default, an estimator."""
+    """What you call this state of a method of your own; name another one whenever its code, or anything that the code
+    reads, changed. It is part of the run's identity; a run of a method without one is trained anew each time."""
 
     @property
     def uses_prefixes(self) -> bool:
         """Whether prefix ratios are drawn from the schedule."""
         return any(stage.prefix_schedule for stage in self.stages)
+
+    def uses(self, config: RunConfig) -> Iterator[tuple[Registry[Any], str]]:
+        """Ideas that it uses by name: the estimators of its stages."""
+        yield from ((ESTIMATORS, stage.estimator(config)) for stage in self.stages if stage.samples)
 
 
 def _prefix_rft_losses(config: RunConfig) -> dict[TokenKind, TokenLoss]:
@@ -354,34 +357,23 @@ UFT = Stage(
     optim="rl",
 )
 
-METHODS: dict[str, Method] = {
-    "base": Method(title="Base policy", stages=()),
-    "sft": Method(title="SFT", stages=(SFT,)),
-    "rft": Method(title="RFT (Dr.GRPO)", stages=(RFT,)),
-    "sft_then_rft": Method(title="SFT→RFT", stages=(SFT, RFT)),
-    "prefix_rft": Method(title="Prefix-RFT", stages=(PREFIX_RFT,)),
-    "rl_sft_loss": Method(title="RL with SFT loss", stages=(RL_SFT_LOSS,)),
-    "luffy": Method(title="LUFFY", stages=(LUFFY,)),
-    "relift": Method(title="ReLIFT", stages=(RELIFT,)),
-    "uft": Method(title="UFT", stages=(UFT,)),
-    "dr_po": Method(title="DR-PO style", stages=(DR_PO,)),
-    "rft_clip": Method(title="RFT + on-policy clip", stages=(RFT_CLIP,)),
-}
+METHODS = Registry[Method]("method", "method")
 """Name (``config.method``) -> method. The paper's two other ablations, static and frozen prefixes, are ``prefix_rft``
 with ``prefix.loss``."""
-BUILT_IN = dict(METHODS)
-"""The methods that the kit itself declares."""
+METHODS["base"] = Method(title="Base policy", stages=())
+METHODS["sft"] = Method(title="SFT", stages=(SFT,))
+METHODS["rft"] = Method(title="RFT (Dr.GRPO)", stages=(RFT,))
+METHODS["sft_then_rft"] = Method(title="SFT→RFT", stages=(SFT, RFT))
+METHODS["prefix_rft"] = Method(title="Prefix-RFT", stages=(PREFIX_RFT,))
+METHODS["rl_sft_loss"] = Method(title="RL with SFT loss", stages=(RL_SFT_LOSS,))
+METHODS["luffy"] = Method(title="LUFFY", stages=(LUFFY,))
+METHODS["relift"] = Method(title="ReLIFT", stages=(RELIFT,))
+METHODS["uft"] = Method(title="UFT", stages=(UFT,))
+METHODS["dr_po"] = Method(title="DR-PO style", stages=(DR_PO,))
+METHODS["rft_clip"] = Method(title="RFT + on-policy clip", stages=(RFT_CLIP,))
 
 
-def get(name: str) -> Method:
-    """The method of that name.
-
-    Raises:
-        ConfigError: an unknown name; the message lists the known ones.
-    """
-    if name not in METHODS:
-        raise ConfigError(f"method = {name!r} is not known; use one of {', '.join(METHODS)}")
-    return METHODS[name]
+register, get = METHODS.register, METHODS.find
 
 
 def check(config: RunConfig) -> Method:
@@ -390,6 +382,7 @@ def check(config: RunConfig) -> Method:
     Raises:
         ConfigError: an unknown method, or a setting that the method cannot obey.
     """
+    used(config)
     method = get(config.method)
     for stage in method.stages:
         _check_stage(stage, config)
@@ -406,8 +399,7 @@ def _check_stage(stage: Stage, config: RunConfig) -> None:
     if not stage.samples:
         return
     for known in stage.advantages:
-        if known not in ESTIMATORS:
-            raise ConfigError(f"advantages of stage {stage.name!r} name {known!r}; use some of {', '.join(ESTIMATORS)}")
+        ESTIMATORS.find(known)
     default = LossConfig().advantage
     if stage.estimator(config) != config.loss.advantage != default:
         raise ConfigError(
@@ -448,41 +440,3 @@ def _check_stage(stage: Stage, config: RunConfig) -> None:
             )
     if stage.rows is prefixes.hint_rows and config.uft.hint_steps == 0:
         raise ConfigError(f"uft.hint_steps = 0 leaves {name} without hints; raise it, or use method 'rft'")
-
-
-def declaration(name: str, config: RunConfig) -> str:
-    """Twelve hex digits that name what a method of one's own declares; empty for a method of the kit.
-
-    A run is found by its config, which holds the method's name only: declared again under that name, it is another. The
-    code of stages and losses counts, and ``Method.version``; what that code reads (constants, helpers, defaults, an
-    estimator) does not, so a change there needs another version.
-    """
-    method = get(name)
-    if BUILT_IN.get(name) is method:
-        return ""
-    digest = hashlib.sha256(method.version.encode())
-
-    def add(value: object) -> None:
-        if isinstance(value, types.CodeType):
-            digest.update(value.co_code + repr(value.co_names).encode())
-            for constant in value.co_consts:
-                add(constant)
-        elif isinstance(value, types.FunctionType):
-            add(value.__code__)
-        elif isinstance(value, type):
-            for _, member in sorted(vars(value).items()):
-                if isinstance(member, types.FunctionType):
-                    add(member)
-        else:
-            digest.update(repr(value).encode())
-
-    for stage in method.stages:
-        for one in (stage, stage.replay.stage) if stage.replay else (stage,):
-            settings = [one.name, one.optim, one.samples, one.demonstrations, one.advantages, sorted(one.entropy_clip)]
-            for part in (settings, one.rows, one.losses):
-                add(part)
-            for kind, loss in sorted(one.losses(config).items()):
-                add((kind, repr(loss) if is_dataclass(loss) else vars(loss)))
-                for base in type(loss).__mro__[:-1]:
-                    add(base)
-    return digest.hexdigest()[:12]

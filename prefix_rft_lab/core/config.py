@@ -160,10 +160,8 @@ class VllmConfig(Section):
 class LossConfig(Section):
     """The policy-gradient loss (Prefix-RFT, arXiv 2507.01679; Dr.GRPO, arXiv 2503.20783; PPO, arXiv 1707.06347)."""
 
-    advantage: Literal["dr_grpo", "dr_grpo_prefix", "dr_grpo_prefix_v2", "grpo", "grpo_prefix", "plain_baseline"] = (
-        "dr_grpo"
-    )
-    """Advantage estimator (:data:`prefix_rft_lab.algorithm.advantages.ESTIMATORS`); ``dr_grpo`` is the paper's text,
+    advantage: str = "dr_grpo"
+    """Advantage estimator, a name of :data:`prefix_rft_lab.algorithm.advantages.ESTIMATORS`; ``dr_grpo`` is the paper's text,
     ``dr_grpo_prefix`` the published code, ``plain_baseline`` LUFFY's variant with the baseline of the sampled rows."""
     clip_low: float = Field(0.2, ge=0, le=1)
     """Ratios below 1 - clip_low are clipped."""
@@ -392,6 +390,8 @@ class RunConfig(Section):
     """Modules that register ideas of your own (:mod:`prefix_rft_lab.core.registry`)."""
     ideas: dict[str, str] = Field(default_factory=dict)
     """Filled in by a run: the versions of your own ideas that it uses."""
+    contents: dict[str, str] = Field(default_factory=dict)
+    """Filled in by a run whose files were trained on before with other contents: what they hold now."""
 
     @model_validator(mode="after")
     def _below_out(self) -> Self:

@@ -40,7 +40,8 @@ from prefix_rft_lab.algorithm import methods
 from prefix_rft_lab.core.config import ConfigError, RunConfig
 from prefix_rft_lab.core.errors import RunClaimedError, RunDivergedError, RunError
 from prefix_rft_lab.core.files import check_writable
-from prefix_rft_lab.runs.run import Run, claimed_by, directory_of, refuse_another
+from prefix_rft_lab.core.registry import check_importable, unversioned, with_ideas
+from prefix_rft_lab.runs.run import Run, claimed_by, directory_of, refuse_another, say_loaded
 
 TICKET = "PREFIX_RFT_LAB_TICKET"
 """Environment variable of a kernel that runs a notebook without a browser: nobody sees a bar there, and it would stay in
@@ -96,6 +97,7 @@ def train_all(
     seconds_limit: float | None = None,
     run_seconds_limit: float | None = None,
     watch: Callable[[Failure | None], None] | None = None,
+    fresh: bool = False,
 ) -> list[Run]:
     """Train runs in worker processes and return what they recorded, in the order of the configs.
 
@@ -113,9 +115,10 @@ def train_all(
         run_seconds_limit: wall-clock limit of each run, counted anew when it resumes; one that takes longer counts as
             failed.
         watch: called before the first run starts and whenever one ended, with its failure if it failed.
+        fresh: train again what was trained before.
 
     Raises:
-        ConfigError: an unknown method, a method that only this process knows, fewer than one worker, a limit that is no
+        ConfigError: an unknown idea, one that only this process knows, fewer than one worker, a limit that is no
             positive number, or a folder that cannot be written; nothing was started.
         PoolError: (a :class:`RunError`) runs that failed, each with a sentence and its log; the others are finished.
         KeyboardInterrupt: as usual; all workers are ended first.
@@ -126,14 +129,12 @@ def train_all(
         if limit is not None and not limit > 0:
             raise ConfigError(f"{name} = {limit:g} cannot be used; give a positive number of seconds, or none")
     out = Path(out).expanduser()
-    jobs = {directory_of(config, out): _Job(config, out) for config in configs}
+    configs = [with_ideas(config) for config in configs]
+    jobs = {directory_of(config, out): _Job(config, out, fresh) for config in configs}
     todo = [job for job in jobs.values() if not job.done]
     for job in todo:
-        if methods.declaration(job.config.method, job.config):
-            raise ConfigError(
-                f"method = {job.config.method!r} was declared in this process and is not known to its workers; train such "
-                "runs one by one with prefix_rft_lab.train"
-            )
+        check_importable(job.config)
+    say_loaded([Run(job.path) for job in jobs.values() if job.done], progress)
     failures = [failure for job in jobs.values() if job.done and (failure := job.refused())]
     if todo:
         check_writable(out)
@@ -209,10 +210,11 @@ class Job:
 class _Job(Job):
     """The training of one run: how far its records say it is."""
 
-    def __init__(self, config: RunConfig, out: Path) -> None:
+    def __init__(self, config: RunConfig, out: Path, fresh: bool = False) -> None:
         path = directory_of(config, out)
         log = out / "logs" / f"{config.name}-{path.name}.log"
-        super().__init__(config, path, log, _train, {"config": config.to_dict(), "out": str(out)})
+        super().__init__(config, path, log, _train, {"config": config.to_dict(), "out": str(out), "fresh": fresh})
+        self.anew = fresh or bool(unversioned(config))
         self.stages = methods.get(config.method).stages
         self.steps = sum(getattr(config, stage.optim).steps for stage in self.stages)
         self.score: str = ""
@@ -223,7 +225,8 @@ class _Job(Job):
 
     @property
     def done(self) -> bool:
-        return os.path.isfile(self.path / "DONE.json")  # noqa: PTH113, a name that is too long is no file
+        """Whether there is a run that counts: one with an idea that names no version never does."""
+        return not self.anew and os.path.isfile(self.path / "DONE.json")  # noqa: PTH113, a name that is too long is no file
 
     @property
     def cost(self) -> float:
@@ -271,10 +274,10 @@ class _Job(Job):
         return f"{super().__str__()} step {self.done_steps}{self.score}"
 
 
-def _train(config: dict[str, Any], out: str) -> None:
+def _train(config: dict[str, Any], out: str, fresh: bool) -> None:
     from prefix_rft_lab.training.trainer import train
 
-    train(RunConfig.from_dict(config), out=out, progress=False)
+    train(RunConfig.from_dict(config), out=out, progress=False, fresh=fresh)
 
 
 def work(jobs: Sequence[Job], *, workers: int, status: Status) -> list[Failure]:

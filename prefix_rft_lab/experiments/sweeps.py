@@ -38,7 +38,7 @@ import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
 from prefix_rft_lab.algorithm import methods
-from prefix_rft_lab.core import columns
+from prefix_rft_lab.core import columns, registry
 from prefix_rft_lab.core.config import (
     PRESETS,
     ConfigError,
@@ -362,9 +362,10 @@ def plan(
                 )
         fields = {**sweep.set, **chosen.set, **departures, **changes}
         method = fields.get("method", preset(sweep.preset).method)
+        registry.load(fields.get("imports", ()))
         methods.get(method)
         tuned = tuned_fields(method, departures) if sweep.tuned else {}
-        config = preset(sweep.preset, **{"name": folder, **tuned, **sizes, **fields, "seed": seed})
+        config = registry.with_ideas(preset(sweep.preset, **{"name": folder, **tuned, **sizes, **fields, "seed": seed}))
         methods.check(config)
         writers.check(config)
         return config

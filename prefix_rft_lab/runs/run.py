@@ -30,6 +30,7 @@ import os
 import platform
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -84,8 +85,51 @@ TOKEN_COLUMNS = {
 
 
 def directory_of(config: RunConfig, out: str | Path) -> Path:
-    """Where the run of a config is written; equal configs, equal directory."""
+    """Where the run of a config is written; equal configs, equal directory, as long as the files that they name hold what
+    they held (:func:`located`)."""
+    return _place(located(config, out), out)
+
+
+def located(config: RunConfig, out: str | Path) -> RunConfig:
+    """The config with the ``contents`` of its files, if a run of it was trained on other contents: that one is another run."""
+    data = _place(config, out) / "data.json"
+    if config.contents or not os.path.isfile(data):  # noqa: PTH113, a name that is too long is no file
+        return config
+    recorded, found = read_json(data).get("contents", {}), contents(config)
+    same = all(found.get(name, digest) == digest for name, digest in recorded.items())
+    return config if same else config.replace(contents=found)
+
+
+def _place(config: RunConfig, out: str | Path) -> Path:
     return Path(out).expanduser() / config.name / f"{config.method}-{config.hash()}-s{config.seed}"
+
+
+def say_loaded(runs: Sequence[Run], shown: bool) -> None:
+    """Say in one line that finished runs are loaded and not trained: since when, and how to train them again.
+
+    A warning, so that it is seen without any set-up; only for the log where ``shown`` is False, or in a notebook that runs
+    headlessly.
+    """
+    if not runs:
+        return
+    ages = sorted(time.time() - (run.path / "DONE.json").stat().st_mtime for run in runs)
+    where = f"{runs[0].path} was" if len(runs) == 1 else f"{len(runs)} runs in {runs[0].path.parents[1]} were"
+    log.log(
+        logging.WARNING if shown and "PREFIX_RFT_LAB_TICKET" not in os.environ else logging.INFO,
+        *(
+            "%s trained %s ago and %s loaded; fresh=True trains again",
+            where,
+            " to ".join(dict.fromkeys([_age(ages[0]), _age(ages[-1])])),
+        ),
+        "is" if len(runs) == 1 else "are",
+    )
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def environment(threads: int) -> dict[str, Any]:
@@ -200,13 +244,8 @@ class Run:
 
     @property
     def data(self) -> dict[str, Any]:
-        """Rows used and dropped, vocabulary and declaration; empty if it recorded none."""
+        """Rows used and dropped, vocabulary, contents of files; empty if it recorded none."""
         return read_json(self.path / "data.json")
-
-    @property
-    def declaration(self) -> str:
-        """Which declaration of a method of one's own it was trained by; empty for a method of the kit."""
-        return str(self.data.get("declaration", ""))
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -496,14 +535,12 @@ def contents(config: RunConfig) -> dict[str, str]:
 
 
 def refuse_another(run: Run, config: RunConfig) -> None:
-    """A finished run is found by a hash of its config's departures from the defaults, and by its method's name: refuse
-    one that was trained under other defaults, or by another declaration under that name.
+    """A finished run is found by a hash of its config's departures from the defaults: refuse one that was trained under other
+    defaults.
 
     Raises:
         RunError: it is another run.
     """
-    from prefix_rft_lab.algorithm import methods
-
     before, after = (identity(c.to_dict()) for c in (run.config, config))
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name):
@@ -511,19 +548,6 @@ def refuse_another(run: Run, config: RunConfig) -> None:
                 f"{run.path} was trained with {name} = {before.get(name)!r}, which was the default then; it is "
                 f"{after.get(name)!r} now: set it, or delete the run to train it again"
             )
-    recorded, found = run.data.get("contents", {}), contents(config)
-    for name in recorded:
-        if name in found and recorded[name] != found[name]:
-            raise RunError(
-                f"{run.path} was trained on another {name}, whose contents have changed since; use another --out, or "
-                "delete the run to train it again"
-            )
-    now = methods.declaration(config.method, config)
-    if run.declaration != now:
-        raise RunError(
-            f"{run.path} was trained by another declaration of method {config.method!r} ({run.declaration or 'the kit'} "
-            f"there, {now or 'the kit'} here); give the new one another name, or delete the run"
-        )
 
 
 class RunWriter:
@@ -531,13 +555,17 @@ class RunWriter:
 
     Raises:
         ConfigError: ``records.writers`` names one that is unknown, not installed or not ready.
+
+    Args:
+        fresh: whether what an earlier run left there is taken away when this one starts.
     """
 
-    def __init__(self, config: RunConfig, out: str | Path) -> None:
+    def __init__(self, config: RunConfig, out: str | Path, *, fresh: bool = False) -> None:
         from prefix_rft_lab.runs.writers import Mirrors
 
-        self.config = config
-        self.path = directory_of(config, out)
+        self.config = located(config, out)
+        self.fresh = fresh
+        self.path = directory_of(self.config, out)
         self._claim = Claim(self.path)
         self._mirrors = Mirrors(config, self.path)
 
@@ -556,6 +584,8 @@ class RunWriter:
         """
         self.check_space()
         self._claim.acquire()
+        if self.fresh:
+            shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "DIVERGED.json").unlink(missing_ok=True)
         write_json(self.path / "config.json", self.config.to_dict())

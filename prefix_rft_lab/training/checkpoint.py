@@ -62,8 +62,8 @@ class Checkpoints:
         folder: ``<run>/checkpoints``.
         config: the run's; a checkpoint of another one is refused.
         keep: newest checkpoints kept.
-        start: hashes of what else the run starts from (declaration of the method, problems, weights); a checkpoint of a
-            run that started from anything else is refused.
+        start: hashes of what else the run starts from (problems, weights); a checkpoint of a run that started from
+            anything else is refused.
     """
 
     def __init__(self, folder: Path, *, config: RunConfig, keep: int, start: Mapping[str, str] | None = None) -> None:
@@ -126,7 +126,9 @@ class Checkpoints:
                         raise ValueError(f"{name} does not match its hash")
                 place = Place(**{**state["place"], "replay": tuple(state["place"]["replay"])})
                 config, weights, versions = state["config"], state["weights"], state["versions"]
-                start = state["start"]
+                # Fields that were added since have their defaults; what only an earlier version wrote is not compared.
+                config = RunConfig.from_dict(config).to_dict()
+                start = {name: value for name, value in state["start"].items() if name in self.start}
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 reason = f"it has no {error}" if isinstance(error, KeyError) else error
                 warnings.warn(f"checkpoint {path} is skipped: {reason}; an older one is used", stacklevel=2)

@@ -40,6 +40,7 @@ from prefix_rft_lab.core import rng
 from prefix_rft_lab.core.config import ConfigError, RunConfig
 from prefix_rft_lab.core.errors import RunDivergedError
 from prefix_rft_lab.core.files import check_writable, disk_error
+from prefix_rft_lab.core.registry import unversioned, with_ideas
 from prefix_rft_lab.core.types import Demonstration, EncodedProblem, Row
 from prefix_rft_lab.data import sources
 from prefix_rft_lab.data.rewards import Verifier
@@ -47,7 +48,16 @@ from prefix_rft_lab.models.generation import Completion, Request, TransformersEn
 from prefix_rft_lab.models.policy import autocast_dtype, device_of, load_policy, save_policy
 from prefix_rft_lab.models.templates import stop_ids
 from prefix_rft_lab.models.tokens import encode_problems, pad_id, step_ends
-from prefix_rft_lab.runs.run import Run, RunWriter, contents, directory_of, refuse_another, torch_state
+from prefix_rft_lab.runs.run import (
+    Run,
+    RunWriter,
+    contents,
+    directory_of,
+    located,
+    refuse_another,
+    say_loaded,
+    torch_state,
+)
 from prefix_rft_lab.runs.summary import summarise
 from prefix_rft_lab.training import measure
 from prefix_rft_lab.training.checkpoint import Checkpoints, Place
@@ -65,11 +75,13 @@ def train(
     out: str | Path = "runs",
     progress: bool = True,
     on_step: Callable[[dict[str, Any]], None] | None = None,
+    fresh: bool = False,
 ) -> Run:
     """Train one run to its end and return what it recorded.
 
-    A finished run with an equal config is returned as it is; an interrupted one resumes from its newest checkpoint
-    and gives the bits of an uninterrupted one.
+    A finished run with an equal config is returned as it is, and said to be; an interrupted one resumes from its newest
+    checkpoint and gives the bits of an uninterrupted one. Other versions of your own ideas, or other contents of the files
+    that the config names, make another run; with an idea that names no version the run is trained anew.
 
     Args:
         config: the run; see :func:`prefix_rft_lab.core.config.preset`.
@@ -78,34 +90,39 @@ def train(
         out: folder of all runs.
         progress: show a progress bar with step, reward, entropy, prefix ratio and time to go.
         on_step: called with each line of ``metrics.jsonl``.
+        fresh: train again what was trained before, from the start; what it recorded is replaced.
 
     Raises:
         ConfigError: the config, model or data cannot be used; nothing was written.
         RunError: the run cannot go on; what was written is kept.
         RunDivergedError: (a :class:`RunError`) loss or weights became no numbers, now or when it was trained.
     """
+    config = sources.with_problems(with_ideas(config.replace(contents={})), problems, Path(out) / "problems")
     methods.check(config)
-    config = sources.with_problems(config, problems, Path(out) / "problems")
+    config = located(config, out)
     path = directory_of(config, out)
+    if (unknown := unversioned(config)) and os.path.isfile(path / "config.json"):  # noqa: PTH113
+        log.warning(
+            "%s is trained anew, since %s names no version and its code may have changed: register it with a version to "
+            "keep what is trained",
+            *(path, " and ".join(unknown)),
+        )
+    fresh = fresh or bool(unknown)
     trained = False
-    if not os.path.isfile(path / "DONE.json"):  # noqa: PTH113, a name that is too long is no file
+    if fresh or not os.path.isfile(path / "DONE.json"):  # noqa: PTH113, a name that is too long is no file
         check_writable(path)
-        with torch_state(config.threads), RunWriter(config, out) as writer:
+        with torch_state(config.threads), RunWriter(config, out, fresh=fresh) as writer:
             # It may have been finished since.
-            if not (path / "DONE.json").is_file():
+            if fresh or not (path / "DONE.json").is_file():
                 with Trainer(config, writer) as trainer:
                     trainer.run(progress=progress, on_step=on_step)
                 trained = True
     run = Run(path)
     refuse_another(run, config)
-    if not trained and run.declaration and not methods.get(config.method).version:
-        log.warning(
-            "%s was trained before and is returned; method %r names no version, so a constant, helper or estimator that "
-            "changed since is not seen: name a new Method(version=...), or delete the run, to train it again",
-            *(path, config.method),
-        )
     if run.diverged:
         raise RunDivergedError(f"{run.diverged}. What was recorded is kept in {path}; delete it to train it again")
+    if not trained:
+        say_loaded([run], progress)
     # A kill may strike between the last two acts of a run.
     shutil.rmtree(path / "checkpoints", ignore_errors=True)
     return run
@@ -135,7 +152,6 @@ class Trainer:
             config=config,
             keep=config.records.keep_checkpoints,
             start={
-                "method": methods.declaration(config.method, config),
                 "problems": _problems_hash(self.train_problems),
                 "weights": _weights_hash(self.model),
             },
@@ -208,7 +224,6 @@ class Trainer:
             "validation": len(validation),
             "dropped": dict(dropped),
             "tokenizer": tokenizer_id(self.tokenizer),
-            "declaration": methods.declaration(config.method, config),
             "contents": contents(config),
         }
         for reason, count in dropped.items():

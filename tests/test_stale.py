@@ -1,0 +1,222 @@
+"""A run is returned only if it is what would be trained now: each way in which an old one could come back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+
+import pytest
+
+from prefix_rft_lab import train
+from prefix_rft_lab.algorithm import methods  # noqa: F401  # registers the kit's ideas before `own` copies them
+from prefix_rft_lab.core import registry
+from prefix_rft_lab.core.config import ConfigError
+from prefix_rft_lab.data import chains
+from prefix_rft_lab.experiments.pool import train_all
+
+QUICK = {
+    "sft.steps": 2,
+    "rl.steps": 2,
+    "evaluation.every": 0,
+    "evaluation.hard_tries": 0,
+    "evaluation.k": 1,
+    "evaluation.problems": 1,
+    "evaluation.final_splits": [],
+    "records.checkpoint_every": 0,
+    "records.tokens_every": 0,
+    "records.save_model": False,
+}
+METHOD = """
+from dataclasses import replace
+from prefix_rft_lab import methods
+from prefix_rft_lab.core.types import TokenKind
+from prefix_rft_lab.algorithm.prefixes import demonstration_rows
+
+{body}
+methods.METHODS["mine"] = methods.Method(title="Mine", stages=(replace(methods.SFT, {changed}),), version={version!r})
+"""
+LOSS = "{TokenKind.PREFIX: methods.NegativeLogLikelihood(weight=%s)}"
+ESTIMATOR = """
+from prefix_rft_lab import advantages
+
+@advantages.register("mine", version={version!r} or None)
+def mine({argument}, *_, **__):
+    values = {scores} * {value} + 0.5
+    return advantages.RowAdvantages(sampled=values, prefix=values)
+"""
+
+
+def method(body: str, changed: str = "losses=losses") -> tuple[dict, str]:
+    """(fields of the config, code of a cell) of a method; ``VALUE`` is what changes."""
+    return {"method": "mine"}, METHOD.replace("{body}", body).replace("{changed}", changed)
+
+
+WAYS: dict[str, tuple[dict, str]] = {
+    "helper": method(f"def helper(): return VALUE\ndef losses(config): return {LOSS % 'helper()'}"),
+    "global": method(f"TAU = VALUE\ndef losses(config): return {LOSS % 'TAU'}"),
+    "closure": method(f"def make(tau): return lambda config: {LOSS % 'tau'}\nlosses = make(VALUE)"),
+    "default": method(f"def losses(config, tau=VALUE): return {LOSS % 'tau'}"),
+    "row plan": method(
+        "def rows(problem, step, config):\n"
+        "    [row] = demonstration_rows(problem, step, config)\n"
+        "    row.prefix_ids = row.prefix_ids[VALUE:]\n"
+        "    return [row]",
+        "rows=rows",
+    ),
+    "estimator": (
+        {"method": "rft", "loss.advantage": "mine"},
+        ESTIMATOR.format(version="VERSION", value="VALUE", argument="scores", scores="scores"),
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def own(monkeypatch):
+    """What a test registers is forgotten after it."""
+    before = [(one, dict(one), dict(one.entries)) for one in registry.REGISTRIES]
+    yield
+    for one, ideas, entries in before:
+        dict.clear(one)
+        dict.update(one, ideas)
+        one.entries = entries
+
+
+def cell(code: str, value: int, version: str = "") -> None:
+    """Run a cell of a notebook, or its next version."""
+    code = code.replace("{version!r}", repr(version)).replace("VERSION", version).replace("VALUE", str(value))
+    exec(code, {"__name__": "a_notebook"})
+
+
+def losses(run) -> list[float]:
+    return run.metrics["loss"].tolist()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_idea_without_a_version_is_trained_anew(tmp_path, small, caplog, way):
+    fields, code = WAYS[way]
+    config = small(**fields, **QUICK)
+    cell(code, 1)
+    before = losses(train(config, out=tmp_path, progress=False))
+    assert "anew" not in caplog.text
+    cell(code, 2)
+    run = train(config, out=tmp_path, progress=False)
+    after = losses(run)
+    assert len(before) == len(after)
+    assert before != after == losses(train(config, out=tmp_path / "empty", progress=False))
+    assert re.search(rf"{re.escape(str(run.path))} is trained anew, since \S+ mine names no version", caplog.text)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_another_version_is_another_run_and_both_are_kept(tmp_path, small, caplog, way):
+    fields, code = WAYS[way]
+    config = small(**fields, **QUICK)
+    cell(code, 1, "1")
+    first = train(config, out=tmp_path)
+    cell(code, 2, "2")
+    second = train(config, out=tmp_path)
+    assert second.path != first.path and losses(second) != losses(first)
+    assert list(second.config.ideas.values()) == ["2"]
+    cell(code, 1, "1")
+    caplog.clear()
+    assert train(config, out=tmp_path).path == first.path
+    assert re.search(
+        rf"{re.escape(str(first.path))} was trained \d+ seconds ago and is loaded; fresh=True trains again", caplog.text
+    )
+
+
+def test_another_version_does_not_resume_the_run_of_the_first(tmp_path, small):
+    fields, code = WAYS["global"]
+    config = small(**fields, **QUICK | {"records.checkpoint_every": 1})
+
+    def stop(line):
+        raise KeyboardInterrupt
+
+    cell(code, 1, "1")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, out=tmp_path, on_step=stop)
+    cell(code, 2, "2")
+    second = losses(train(config, out=tmp_path))
+    assert second == losses(train(config, out=tmp_path / "empty"))
+    cell(code, 1, "1")
+    first = losses(train(config, out=tmp_path))
+    assert first == pytest.approx([loss / 2 for loss in second], rel=0.05) and first != second
+
+
+def test_a_run_of_the_kit_is_loaded_and_says_so_and_fresh_trains_it(tmp_path, small, caplog):
+    config = small(method="sft", **QUICK)
+    run = train(config, out=tmp_path)
+    done = (run.path / "DONE.json").stat().st_mtime_ns
+    assert "loaded" not in caplog.text
+    caplog.set_level(logging.INFO, "prefix_rft_lab")
+    for progress, level in ((True, "WARNING"), (False, "INFO")):
+        caplog.clear()
+        assert train(config, out=tmp_path, progress=progress).path == run.path
+        assert [r.levelname for r in caplog.records if "is loaded; fresh=True" in r.getMessage()] == [level]
+    assert (run.path / "DONE.json").stat().st_mtime_ns == done
+    (run.path / "left.txt").write_text("by hand")
+    caplog.clear()
+    train(config, out=tmp_path, fresh=True)
+    assert "is loaded" not in caplog.text
+    assert (run.path / "DONE.json").stat().st_mtime_ns > done and not (run.path / "left.txt").exists()
+
+
+def problems(wrong: bool) -> list[dict[str, str]]:
+    return [
+        {"problem": p.prompt, "answer": "99" if wrong else p.answer, "solution": p.demonstration}
+        for p in chains.problems("train", 60, expert="thorough", seed=0)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["file", "test set", "in memory"])
+def test_changed_problems_make_another_run(tmp_path, small, kind):
+    file = tmp_path / "mine.jsonl"
+    settings = {"data.eval_problems": 12, "method": "base", "evaluation.hard_tries": 0}
+
+    def score(wrong, out="runs"):
+        rows = problems(wrong)
+        if kind == "in memory":
+            run = train(small(**settings), problems=rows, out=tmp_path / out)
+        else:
+            # A test set is left out of the training problems: another one leaves others.
+            left_out = rows[:20] if wrong else rows[:10]
+            file.write_text("".join(json.dumps(row) + "\n" for row in (left_out if kind == "test set" else rows)))
+            if kind == "test set":
+                (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems(False)))
+            named = {"data.problems": str(file)}
+            if kind == "test set":
+                named = {"data.problems": str(tmp_path / "all.jsonl"), "data.test_sets": [str(file)]}
+            run = train(small(**settings, **named), out=tmp_path / out)
+        table = run.evaluation("test")
+        return run.path.name, table.to_csv()
+
+    first = score(False)
+    second = score(True)
+    assert second[0] != first[0] and second[1] != first[1]
+    assert second[1] == score(True, "empty")[1]
+    assert score(False) == first and score(True) == second, "each is found again"
+
+
+def test_workers_train_the_ideas_of_modules_and_refuse_those_of_a_notebook(tmp_path, small, monkeypatch):
+    fields, code = WAYS["global"]
+    config = small(**fields, **QUICK)
+    cell(code, 1, "1")
+    with pytest.raises(ConfigError, match=r"method = 'mine' was registered in .*a_notebook.*--import"):
+        train_all([config], out=tmp_path / "runs", progress=False)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_module_of_ideas_travels_to_workers_by_the_config(tmp_path, small, monkeypatch):
+    fields, code = WAYS["global"]
+    code = code.replace("{version!r}", "'1'").replace("VALUE", "3")
+    (tmp_path / "my_stale_ideas.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    configs = [small(**fields, **QUICK, seed=seed, imports=["my_stale_ideas"]) for seed in (0, 1)]
+    runs = train_all(configs, out=tmp_path / "runs", progress=False)
+    assert [run.config.ideas for run in runs] == [{"method mine": "1"}] * 2
+    assert losses(runs[0]) == losses(train(configs[0], out=tmp_path / "alone", progress=False))
+    stamps = [(run.path / "DONE.json").stat().st_mtime_ns for run in runs]
+    train_all(configs, out=tmp_path / "runs", progress=False)
+    assert [(run.path / "DONE.json").stat().st_mtime_ns for run in runs] == stamps
