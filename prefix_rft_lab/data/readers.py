@@ -117,7 +117,7 @@ def _source(source: str, rows: Iterator[dict[str, Any]], columns: Mapping[str, s
         )
     # The gold may stand at the end of a solution.
     needed = {"problem": ["problem"], "answer": ["answer", "demonstration"]}
-    missing = [role for role, by in needed.items() if not any(reader.finds(b, found) for b in by)]
+    missing = [role for role, by in needed.items() if not any(reader.columns(found, b) for b in by)]
     if missing:
         raise ConfigError(
             f"{field} = {source!r} has no column {' and no column '.join(map(repr, missing))}; it has {listed}: name the right "

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from fnmatch import fnmatchcase
 from itertools import chain, product
 from typing import Any
 
@@ -343,13 +344,19 @@ class Roles:
     """Role -> column, as the file spells it -> rows."""
     _own: dict[str, str] = field(default_factory=dict)
 
-    def names(self, role: str) -> tuple[str, ...]:
-        return (spelling(self.mapping[role]),) if role in self.mapping else NAMES[role]
+    _known: dict[tuple[str, ...], list[tuple[str, ...]]] = field(default_factory=dict)
 
-    def finds(self, role: str, columns: Iterable[str]) -> bool:
-        """Whether columns, as they are compared, can hold a role."""
-        last = [name.split("+")[-1] for name in self.names(role)]
-        return any(name in columns or any(c.endswith(name[1:]) for c in columns if name[0] == "*") for name in last)
+    def columns(self, cells: Iterable[str], role: str) -> list[tuple[str, ...]]:
+        """Those of some columns that can hold a role, the surest first; two where it is a thought and the solution after it."""
+        key = (role, *cells)
+        if key not in self._known:
+            names = (spelling(self.mapping[role]),) if role in self.mapping else NAMES[role]
+            self._known[key] = [
+                found
+                for name in names
+                for found in product(*([c for c in key[1:] if fnmatchcase(c, part)] for part in name.split("+")))
+            ]
+        return self._known[key]
 
     def read(self, row: Mapping[str, Any]) -> Record:
         """A row as record; ``record.unusable`` says why it could not be read."""
@@ -384,10 +391,9 @@ class Roles:
 
     def _each(self, cells: Mapping[str, Any], role: str) -> Iterator[tuple[str, Any]]:
         """(compared name, value) of the columns of a role that have a value in this row, the surest first."""
-        for name in self.names(role):
-            for found in (n for n in cells if n.endswith(name[1:])) if name[0] == "*" else (name,):
-                if not is_missing(value := cells.get(found)):
-                    yield found, value
+        for (name,) in self.columns(cells, role):
+            if not is_missing(value := cells[name]):
+                yield name, value
 
     def _take(self, role: str, name: str) -> None:
         self.used[role]["+".join(self._own.get(part, part) for part in name.split("+"))] += 1
@@ -521,39 +527,30 @@ class Roles:
 
     def _demonstrations(self, cells: Mapping[str, Any]) -> list[Candidate]:
         blank = False
-        for name in self.names("demonstration"):
-            first, _, second = name.partition("+")
-            parts = dict(self._one(cells, part) for part in (first, second) if part)
-            if any(map(is_missing, parts.values())):
+        for names in self.columns(cells, "demonstration"):
+            if any(is_missing(cells[name]) for name in names):
                 continue
-            taken = "+".join(parts)
-            [value, *rest] = map(structure, parts.values())
+            name = "+".join(names)
+            value, *rest = (structure(cells[name]) for name in names)
             if rest:
-                pairs = zip(*(v if isinstance(v, (list, tuple)) else [v] for v in (value, rest[0])), strict=False)
-                texts = [(text_of(thought, taken), text_of(said, taken)) for thought, said in pairs]
+                pairs = zip(*(v if isinstance(v, (list, tuple)) else [v] for v in (value, *rest)), strict=False)
+                texts = [(text_of(thought, name), text_of(said, name)) for thought, said in pairs]
                 joined = [f"<think>\n{thought}\n</think>\n\n{said}" for thought, said in texts if thought and said]
                 value = joined if isinstance(rest[0], (list, tuple)) else "".join(joined)
             mapped = "demonstration" in self.mapping
-            if not mapped and taken in NAMES["answer"] and turns(value) is None:
+            if not mapped and name in NAMES["answer"] and turns(value) is None:
                 # The column of the answer may hold the solution that ends in it, as in GSM8K.
                 worked = isinstance(value, str) and end_of(value) is not None and not _answer_alone(value)
                 if not worked or _squeezed(value) == _squeezed(f"\\boxed{{{end_of(value)}}}"):
                     continue
-            found = [c for c in self._candidates(value, taken, cells) if c.text]
+            found = [c for c in self._candidates(value, name, cells) if c.text]
             alone = isinstance(value, str) and _answer_alone(value) and extract_answer(value) is None
             if found and (mapped or not alone):
-                self._take("demonstration", taken)
+                self._take("demonstration", name)
                 return found
             blank = blank or (isinstance(value, str) and not found)
         # An empty text is kept, so that its loss is reported.
         return [Candidate(text="")] if blank else []
-
-    @staticmethod
-    def _one(cells: Mapping[str, Any], name: str) -> tuple[str, Any]:
-        """The column of a name, or the first with a value of a pattern ``*.name``."""
-        if name[0] == "*":
-            name = next((n for n in cells if n.endswith(name[1:]) and not is_missing(cells[n])), name)
-        return name, cells.get(name)
 
     def _candidates(self, value: Any, name: str, cells: Mapping[str, Any]) -> Iterator[Candidate]:
         value = structure(value)
