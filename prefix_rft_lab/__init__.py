@@ -78,11 +78,16 @@ _LAYERS = {
     "training": "trainer update measure checkpoint evaluate",
     "experiments": "sweeps pool evaluation_run",
     "analysis": "stats entropy_analysis claims",
-    "tools": "doctor planning plan_text grading demonstrations publishing",
+    "tools": "doctor planning plan_text demonstrations publishing",
     "reproduce": "notebooks",
 }
 _LONG = {name: f"{layer}.{name}" for layer, names in _LAYERS.items() for name in names.split()}
-_LONG |= {"tasks": "data", "tasks.inspection": "tools.inspection", "records": "tools.reading"}
+_LONG |= {
+    "tasks": "data",
+    "tasks.inspection": "tools.inspection",
+    "grading": "tools.inspection",
+    "records": "tools.reading",
+}
 """Short path of a module, ``stats``, -> the folder that it lies in, ``analysis.stats``: both name one module."""
 
 

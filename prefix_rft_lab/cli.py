@@ -466,7 +466,7 @@ def grading(
     """
     from prefix_rft_lab.core.files import file_to_write, write_json
     from prefix_rft_lab.experiments.pool import Status
-    from prefix_rft_lab.tools.grading import format_gradings, grade
+    from prefix_rft_lab.tools.inspection import format_gradings, grade
 
     written = file_to_write(out, field="--out") if out else None
     if limit is not None and limit < 1:

@@ -452,16 +452,16 @@ def test_inspection_by_hand(tmp_path):
     assert found.offered == {0: 2, 1: 3}
     assert found.left_out == {"problem that occurred before": 1}
     assert found.levels == {"easy": 3, "hard": 1}
-    assert (found.completed, found.unread, found.wrong) == (["a-1"], ["a-3"], ["a-2"])
+    assert (found.completed, found.unread, found.wrong) == (("a-1",), ["a-3"], ["a-2"])
     assert found.lengths["problem, characters"]["longest"] == 6
     text = format_inspection(found)
     assert "5 rows, 4 problems that can be used, 3 with a demonstration" in text
     assert "problem from problem (5)" in text
     assert "demonstration from solution (3)" in text
     assert "columns not used: none" in text
-    assert inspect(preset("tiny"), problems=[{"Question": "?", "gt": 1, "hint": "x"}]).unused == ["hint"]
+    assert inspect(preset("tiny"), problems=[{"Question": "?", "gt": 1, "hint": "x"}]).unused == {"hint": 1.0}
     assert "left out: 1 x problem that occurred before (a-4)" in text
-    assert "problems with a demonstration that is graded wrong: 1 (a-2)" in text
+    assert "own solution, another value or form than the gold answer: 1\n  a-2: gold 4, answer 5" in text
 
 
 def test_inspection_in_tokens(tiny, tmp_path):
@@ -472,7 +472,7 @@ def test_inspection_in_tokens(tiny, tmp_path):
     assert found.problems == 4
     assert found.left_out == {"prompt longer than rollout.max_prompt_tokens": 1}
     assert found.lengths["prompt, tokens"]["longest"] <= config.rollout.max_prompt_tokens
-    assert (found.unread, found.wrong) == (None, None)
+    assert (found.graded, found.not_graded) == (0, {})
 
 
 def test_data_inspect_command(tmp_path, capsys):

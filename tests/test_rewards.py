@@ -366,7 +366,7 @@ def test_own_answers_are_right_and_others_wrong_on_real_problems(name):
     folder = os.environ.get("PREFIX_RFT_LAB_DATA")
     if not folder:
         pytest.skip("PREFIX_RFT_LAB_DATA names no folder with math_train.jsonl and gsm8k_train.jsonl")
-    from prefix_rft_lab.tools.grading import grade
+    from prefix_rft_lab.tools.inspection import grade
 
     found = grade(str(Path(folder) / name), limit=300)
     assert found.own_right == found.graded

@@ -61,6 +61,8 @@ class Dropped(Counter[str]):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.examples: dict[str, list[str]] = {}
+        self.splits: set[str] = set()
+        """Splits that the rows name, also those that were left out."""
 
     def note(self, reason: str, id: str) -> None:
         self[reason] += 1

@@ -342,6 +342,8 @@ class Roles:
     """Whether two answers are one."""
     used: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """Role -> column, as the file spells it -> rows."""
+    characters: Counter[str] = field(default_factory=Counter)
+    """Column -> characters of the texts in it, of those rows that were read."""
     _own: dict[str, str] = field(default_factory=dict)
 
     _known: dict[tuple[str, ...], list[tuple[str, ...]]] = field(default_factory=dict)
@@ -361,6 +363,9 @@ class Roles:
     def read(self, row: Mapping[str, Any]) -> Record:
         """A row as record; ``record.unusable`` says why it could not be read."""
         cells = self.cells(row)
+        for name, value in row.items():
+            texts = value if isinstance(value, (list, tuple)) else [value]
+            self.characters[str(name)] += sum(len(text) for text in texts if isinstance(text, str))
         id: str | None = None
         try:
             id = self._id(cells)

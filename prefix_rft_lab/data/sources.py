@@ -6,7 +6,7 @@ import re
 import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
@@ -65,37 +65,44 @@ def load_problems(config: DataConfig, split: str) -> tuple[list[Problem], Counte
         stamps = tuple(map(hub.stamp, (config.problems, *config.test_sets)))
         rows, dropped = _read_once(config.model_dump_json(), stamps)
         reasons = Counter(dropped)
-        order = rng.generator(config.seed, "file/order").permutation(len(rows))
-        cuts = _cut(config, [rows[i] for i in order])
-        found = [replace(p, split=split) for p in cuts.get(split, cuts["train"])]
+        found = cut(config, rows, dropped)[split]
     if split == "train" and config.demonstration_fraction < 1:
         found = thin_demonstrations(found, config.demonstration_fraction, config.seed)
     return found, reasons
 
 
-def _cut(config: DataConfig, rows: list[Problem]) -> dict[str, list[Problem]]:
-    """Rows by split: those that the source names as test or validation are that, other held-out rows are the first ones."""
-    held = config.eval_problems
-    cuts = {split: [p for p in rows if p.split == split][:held] for split in ("test", "validation")}
-    named = [split for split, cut in cuts.items() if cut]
-    rest = [p for p in rows if p.split not in named]
-    for split in cuts:
-        if split not in named:
-            cuts[split], rest = rest[:held], rest[held:]
-    cuts["train"] = rest[: config.train_problems]
-    if not rest:
-        count = (2 - len(named)) * held
+def cut(config: DataConfig, rows: Sequence[Problem], dropped: Dropped) -> dict[str, list[Problem]]:
+    """Rows by split, in a keyed order: those that the source names as test or validation are that, other held-out rows are the
+    first ones.
+
+    Raises:
+        ConfigError: too few rows, or a split that is named without a row that can be used.
+    """
+    order = rng.generator(config.seed, "file/order").permutation(len(rows))
+    rest = [rows[i] for i in order]
+    named = [split for split in ("test", "validation") if split in dropped.splits]
+    cuts: dict[str, list[Problem]] = {
+        split: [p for p in rest if p.split == split][: config.eval_problems] for split in named
+    }
+    if empty := [split for split, found in cuts.items() if not found]:
         raise ConfigError(
-            f"data.problems = {config.problems!r} has {len(rows)} usable rows, but "
-            + " and ".join(
-                [
-                    *(f"{split} is named by its rows" for split in named),
-                    *([f"{2 - len(named)} x data.eval_problems = {count} are held out"] if count else []),
-                ]
-            )
-            + "; lower data.eval_problems or bring more rows"
+            f"data.problems = {config.problems!r} names rows as {empty[0]}, of which none can be used ({dropped}); correct them, or "
+            "leave them out"
         )
-    return cuts
+    rest = [p for p in rest if p.split not in named]
+    for split in ("test", "validation"):
+        if split not in named:
+            cuts[split], rest = rest[: config.eval_problems], rest[config.eval_problems :]
+    if not rest:
+        held = (2 - len(named)) * config.eval_problems
+        why = [f"{split} is named by its rows" for split in named]
+        why += [f"{2 - len(named)} x data.eval_problems = {held} are held out"] if held else []
+        raise ConfigError(
+            f"data.problems = {config.problems!r} has {len(rows)} usable rows, but {' and '.join(why)}; lower "
+            "data.eval_problems or bring more rows"
+        )
+    cuts["train"] = rest[: config.train_problems]
+    return {split: [replace(p, split=split) for p in found] for split, found in cuts.items()}
 
 
 def thin_demonstrations(problems: list[Problem], fraction: float, seed: int) -> list[Problem]:
@@ -118,7 +125,7 @@ def open_problems(config: DataConfig) -> Source:
 
 
 def read_problems(
-    config: DataConfig, *, source: Source | None = None, observe: Callable[[Record], None] | None = None
+    config: DataConfig, *, source: Source | None = None, observe: Callable[[str, Record], None] | None = None
 ) -> tuple[list[Problem], Dropped]:
     """Problems of ``data.problems``, and a count of what was left out by reason.
 
@@ -129,7 +136,7 @@ def read_problems(
 
     Args:
         source: ``data.problems``, if it is open already.
-        observe: is shown each row as it was read.
+        observe: is shown the id of each row, and the row as it was read.
 
     Raises:
         ConfigError: a source that cannot be read, or without a usable row.
@@ -144,23 +151,24 @@ def read_problems(
     leaks = Leaks(tests)
     problems: list[Problem] = []
     dropped = Dropped()
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     ids: set[str] = set()
     for number, record in enumerate(islice(source.records, config.max_rows)):
-        if observe is not None:
-            observe(record)
         name = record.id or readers.default_id(config.problems, number)
         if name in ids:
             # Tables are joined by id, so that two problems of one id would count as one.
             dropped.note("id that occurred before (problem kept, its row added to the id)", name)
             name = f"{name}#{number}"
         ids.add(name)
+        dropped.splits.add(record.split)
+        if observe is not None:
+            observe(name, record)
         reason = _unusable(record, seen, leaks)
         if reason is not None:
             dropped.note(reason, name)
             continue
         assert record.problem is not None and record.answer is not None
-        seen.add(_words_of(record.problem))
+        seen[_words_of(record.problem)] = record.split
         fit, lost = usable_demonstrations(
             record.demonstrations, unverified=config.unverified, max_characters=config.max_demonstration_characters
         )
@@ -196,7 +204,7 @@ def without_demonstrations(problem: Problem) -> Problem:
 NONE_LEFT = "no demonstration left (problem kept)"
 
 
-def _unusable(record: Record, seen: set[str], leaks: Leaks) -> str | None:
+def _unusable(record: Record, seen: Mapping[str, str], leaks: Leaks) -> str | None:
     """Why a row cannot be used; None if it can."""
     if record.unusable:
         return record.unusable
@@ -204,9 +212,9 @@ def _unusable(record: Record, seen: set[str], leaks: Leaks) -> str | None:
         return "row without problem"
     if record.answer is None:
         return "row without answer"
-    if _words_of(record.problem) in seen:
+    if (split := seen.get(_words_of(record.problem))) is not None:
         # Splits are cut by row: a second copy could land in another split than the first.
-        return "problem that occurred before"
+        return "problem that occurred before" + ", in another split" * (split != record.split)
     if record.problem in leaks:
         return "problem of a test set, or nearly"
     return None

@@ -1,1 +1,1 @@
-"""Commands beside training: the doctor, plans, data inspection, grading, token tables of any model, publishing."""
+"""Commands beside training: the doctor, plans, data inspection with its grading, token tables of any model, publishing."""
