@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import matplotlib.style
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
 from run_factory import SMALL, write_run
 
 from prefix_rft_lab import plots
@@ -97,7 +102,7 @@ def test_axes_speak_of_units(drawn):
 
 def test_titles_give_n(runs):
     for name, draw in plots.FIGURES.items():
-        assert ("one seed each" if name == "demonstration_map" else "2 seeds a method") in draw(runs).caption, name
+        assert ("one seed each" if name == "demonstration_map" else "2 seeds per method") in draw(runs).caption, name
     for name, draw in plots.TOKEN_FIGURES.items():
         assert "2 seeds" in draw([run for run in runs if run.method == "prefix_rft"]).caption, name
 
@@ -176,11 +181,12 @@ def test_runs_without_anything_to_draw_give_one_sentence(tmp_path):
         plots.final_scores([])
 
 
-def test_token_figures_are_of_one_method_and_one_vocabulary(runs, tmp_path):
+def test_token_figures_are_of_rows_with_prefixes_and_one_vocabulary(runs, tmp_path):
     mixed = [run for run in runs if run.method in ("rft", "prefix_rft")]
-    for draw in plots.TOKEN_FIGURES.values():
-        with pytest.raises(ConfigError, match="runs of rft and prefix_rft in a figure of one method"):
+    for draw in (plots.seam, plots.reward_by_prefix_entropy):
+        with pytest.raises(RunError, match="holds no hybrid rows"):
             draw(mixed)
+    assert len(plots.relative_position(mixed).axes) == 2
     two = [write_run(tmp_path, "prefix_rft", seed) for seed in (0, 1)]
     for run, name in zip(two, ("aaa", "bbb"), strict=True):
         (run.path / "data.json").write_text(json.dumps({"tokenizer": name}))
@@ -201,12 +207,92 @@ def test_entropies_that_are_nan_are_refused(tmp_path):
             draw([run])
 
 
-def test_labels_draw_configs_of_one_method_apart(tmp_path):
-    runs = [write_run(tmp_path, **{"prefix.keep_fraction": keep}) for keep in (0.2, 1.0)]
+def kept(run):
+    return f"${run.config.prefix.keep_fraction}$"
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory):
+    out = tmp_path_factory.mktemp("variants")
+    return [write_run(out, seed=seed, **{"prefix.keep_fraction": keep}) for keep in (0.2, 1.0) for seed in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    "name", [*plots.FIGURES, *plots.TOKEN_FIGURES, "final_scores", "pass_at_k", "score_against_cost"]
+)
+def test_every_figure_compares_variants_of_one_method_by_label(variants, name):
+    draw = getattr(plots, name)
     with pytest.raises(ConfigError, match=r"prefix.keep_fraction = 0.2 and 1.0 among the runs"):
-        plots.learning_curves(runs)
-    data = plots.learning_curves(runs, label=lambda run: f"${run.config.prefix.keep_fraction}$").data
-    assert set(data["method"]) == {"$0.2$", "$1.0$"}
+        draw(variants)
+    figure = draw(variants, label=kept)
+    assert set(figure.data["method"]) == {"$0.2$", "$1.0$"}
+    assert len(figure.png()) > 1000
+
+
+def test_a_group_has_one_look_in_all_figures_and_never_that_of_a_method(runs, variants):
+    everyone = [*variants, *(run for run in runs if run.method == "rft")]
+
+    def label(run):
+        return kept(run) if run.method == "prefix_rft" else run.title
+
+    looks = {group.name: (group.colour, group.marker) for group in plots.groups(everyone, label)}
+    assert looks["RFT (Dr.GRPO)"] == plots.METHOD_STYLES["rft"]
+    assert looks["$0.2$"] != looks["$1.0$"]
+    label.names = ("$0.2$", "$1.0$")  # as labels of a sweep have
+    assert {group.name: (group.colour, group.marker) for group in plots.groups(variants[2:], label)}["$1.0$"] == looks[
+        "$1.0$"
+    ]
+    methods = dict(plots.base.method_looks())
+    assert len({*methods.values()}) == len(methods) >= 11 and len({colour for colour, _ in methods.values()}) == len(
+        methods
+    )
+    assert not {colour for colour, _ in methods.values()} & {colour for colour, _ in plots.ARM_STYLES}
+    assert len({*plots.ARM_STYLES}) == len(plots.ARM_STYLES) == 64
+
+
+def test_a_figure_is_declared_from_outside(variants, runs):
+    panels = [
+        plots.Panel(columns="lr", title="Learning rate"),
+        plots.Panel(
+            columns={"prefix": "tokens_prefix"}, y="tokens", keep=lambda table: table[table["step"] > 2], scale="log"
+        ),
+    ]
+    figure = plots.figure(variants, panels, title="Steps", label=kept, note="every step")
+    lr, tokens = figure.axes
+    assert lr.get_ylabel() == "learning rate" and tokens.get_ylabel() == "tokens" and tokens.get_yscale() == "log"
+    own = figure.data[figure.data["series"] == "tokens_prefix"]
+    assert own["global_step"].min() == 3 and set(own["method"]) == {"$0.2$", "$1.0$"}
+    assert own["mean"].to_list() == [42.0] * len(own)
+    assert "2 seeds each" in figure.caption and "learning rate; tokens, against training step" in figure.caption
+    with pytest.raises(RunError, match="recorded no kl or replay_loss yet"):
+        plots.figure(runs, [plots.Panel(columns="kl"), plots.Panel(columns="replay_loss")], title="Nothing")
+
+
+def test_the_figures_of_the_readme_draw(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [write_run(tmp_path, **{"prefix.schedule": schedule}) for schedule in ("cosine", "uniform")]
+    names = {"plots": plots, "run": runs[0], "other": runs[1]}
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    drawn = [line for line in text.splitlines() if line.startswith(("plots.", "panels = "))]
+    assert sum("[run, other]" in line for line in drawn) >= 3
+    for line in drawn:
+        exec(line, names)
+    assert (tmp_path / "figures" / "surprise.pdf").is_file()
+
+
+def test_png_keeps_the_colours_of_groups(runs):
+    """Median cut gave a thin line another method's colour."""
+    for figure in (plots.demonstration_map(runs), plots.entropy_dynamics(runs)):
+        pixels = np.unique(np.asarray(Image.open(io.BytesIO(figure.png())).convert("RGB")).reshape(-1, 3), axis=0)
+        for method in ("sft", "rft", "sft_then_rft", "prefix_rft"):
+            colour = 255 * np.array(to_rgb(plots.METHOD_STYLES[method][0]))
+            assert np.abs(pixels - colour).max(axis=1).min() <= 8, method
+
+
+def test_a_running_mean_is_never_over_a_cut_window(tmp_path):
+    run = write_run(tmp_path, "rft", **{"rl.steps": 60, "records.tokens_every": 0})
+    shown = plots.rewards([run]).data["shown"]
+    assert shown.isna().to_list() == [True] + [False] * 58 + [True]
 
 
 def test_hostile_token_texts_stay_text(tmp_path):

@@ -26,16 +26,17 @@ import numpy as np
 import pandas as pd
 
 from prefix_rft_lab.algorithm.methods import METHODS
-from prefix_rft_lab.core import columns
+from prefix_rft_lab.core import columns as recorded
 from prefix_rft_lab.core.columns import Source
 from prefix_rft_lab.core.config import ConfigError, flatten
+from prefix_rft_lab.core.types import KIND_NAMES
 from prefix_rft_lab.runs.run import Run, by_method
 from prefix_rft_lab.runs.summary import SHARE, Estimate, estimate, pass_at_k
 
 Label = Callable[[Run], str]
 """Names the group of a run where groups aren't methods, e.g. ``lambda run: f"keep {run.config.prefix.keep_fraction}"``."""
 
-METRIC_NAMES = {name: columns.EVALUATIONS[name].short() for name in columns.FINAL}
+METRIC_NAMES = {name: recorded.EVALUATIONS[name].short() for name in recorded.FINAL}
 """Metric -> how it is called in sentences; the first three are shares of 1, the last a mean length in tokens."""
 
 OVER_BOTH = "95% t intervals over seeds and problems (problems only where there is one seed)"
@@ -45,7 +46,7 @@ OVER_SEEDS = "95% t intervals over seeds"
 _SHARED_FIELDS = ("data.problems", "evaluation.temperature", "rollout.max_response_tokens")
 """Config fields that must agree between the sides of a comparison: they decide what a score means."""
 
-_SCORED = (*columns.SHARES, "reward", "reward_plain", "reward_hybrid")
+_SCORED = (*recorded.SHARES, "reward", "reward_plain", "reward_hybrid")
 """Recorded columns that are 0 for a policy that diverged."""
 
 
@@ -411,6 +412,33 @@ def seed_curves(runs: Iterable[Run], column: str, source: Source = "evaluations"
         frame = frame.reindex(frame.index.union(steps))
         frame.loc[steps[0] :, seed] = frame.loc[steps[0] :, seed].fillna(0.0)
     return frame.rename_axis("global_step")
+
+
+def curves(runs: Sequence[Run], columns: Sequence[str] | None = None, *, label: Label | None = None) -> pd.DataFrame:
+    """Recorded columns of all groups as one long table.
+
+    Args:
+        columns: names of ``metrics`` (``reward_plain``), or of evaluations behind ``evaluations.``
+            (``evaluations.hard.avg``); all that :mod:`prefix_rft_lab.core.columns` knows if not given.
+
+    Returns:
+        group, seed, step (global_step), kind (of token; empty where a column is not of one), column, value; rows without
+        a value are left out.
+
+    Raises:
+        ConfigError: no runs, or mixed configs.
+    """
+    known = [name for name in recorded.names("metrics") if name not in ("stage", "step", "global_step")]
+    known += [f"evaluations.{name}" for name in recorded.EVALUATIONS]
+    parts = []
+    for name, members in group(runs, label).items():
+        for column in known if columns is None else columns:
+            source: Source = "evaluations" if column.startswith("evaluations.") else "metrics"
+            frame = seed_curves(members, column.removeprefix("evaluations."), source)
+            kind = next((kind for kind in KIND_NAMES.values() if column.endswith(f"_{kind}")), "")
+            table = frame.melt(var_name="seed", ignore_index=False).dropna().rename_axis("step").reset_index()
+            parts.append(table.assign(group=name, kind=kind, column=column))
+    return pd.concat(parts, ignore_index=True)[["group", "seed", "step", "kind", "column", "value"]]
 
 
 def _lost(run: Run, source: Source) -> list[int]:

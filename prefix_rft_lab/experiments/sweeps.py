@@ -249,6 +249,8 @@ class Plan:
                 raise ConfigError(f"run = {str(run.path)!r} is not of sweep {self.sweep.name!r}; leave it out")
             return names[key]
 
+        # All of them, in the sweep's order, so that an arm looks the same in every figure, whichever arms it shows.
+        named.names = tuple(dict.fromkeys(names.values()))  # type: ignore[attr-defined]
         return named
 
 

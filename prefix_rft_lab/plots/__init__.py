@@ -5,7 +5,7 @@ without pyplot, since pyplot keeps a global list of figures that breaks when wid
 shows itself in notebooks, carries the numbers it draws in ``figure.data`` and a sentence for readers in
 ``figure.caption``. :func:`save_figure` writes all of it beside a record of where it came from.
 
-How to read them all: one colour and one marker a method; line style tells the kind of token (dotted prefix, dashed
+How to read them all: one colour and one marker per method, in all figures, and others for its variants; line style tells the kind of token (dotted prefix, dashed
 continuation, solid on-policy); thin lines are single seeds and the thick one is their mean, a band (95% t interval over
 seeds) replaces the thin lines above five seeds. Where a step-by-step curve is smoothed, the raw one lies beneath it and
 the note under the title gives the width. A missing column is a missing line, never a made-up zero.
@@ -16,12 +16,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from prefix_rft_lab.plots.base import (
+    ARM_STYLES,
     KIND_STYLES,
     METHOD_STYLES,
     OKABE_ITO,
     SPARE_STYLES,
+    Group,
     RunFigure,
     environment,
+    groups,
     kit_style,
     provenance,
     save_figure,
@@ -44,7 +47,9 @@ from prefix_rft_lab.plots.tokens import (
     surprise,
 )
 from prefix_rft_lab.plots.training import (
+    Panel,
     entropy_dynamics,
+    figure,
     gradient_by_kind,
     gradient_norm,
     learning_curves,
@@ -59,12 +64,15 @@ from prefix_rft_lab.plots.training import (
 from prefix_rft_lab.runs.run import Run
 
 __all__ = [
+    "ARM_STYLES",
     "FIGURES",
     "KIND_STYLES",
     "METHOD_STYLES",
     "OKABE_ITO",
     "SPARE_STYLES",
     "TOKEN_FIGURES",
+    "Group",
+    "Panel",
     "RunFigure",
     "advantage_covariance",
     "clip_stability",
@@ -75,11 +83,13 @@ __all__ = [
     "entropy_dynamics",
     "entropy_quantiles",
     "environment",
+    "figure",
     "final_scores",
     "forest",
     "forking_tokens",
     "gradient_by_kind",
     "gradient_norm",
+    "groups",
     "kept_tokens",
     "kit_style",
     "learning_curves",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from PIL import Image
 from prefix_rft_lab.algorithm.methods import METHODS
 from prefix_rft_lab.analysis import stats
 from prefix_rft_lab.analysis.stats import Label
-from prefix_rft_lab.core.columns import Source, column_of
 from prefix_rft_lab.core.errors import RunError
 from prefix_rft_lab.core.files import write_bytes, write_text
 from prefix_rft_lab.core.versions import __version__
@@ -58,12 +58,18 @@ SPARE_STYLES = (
     (OKABE_ITO["sky"], "P"),
     (OKABE_ITO["black"], "*"),
     ("#a39500", "<"),  # their yellow, dark enough for words
-    (OKABE_ITO["blue"], ">"),
-    (OKABE_ITO["green"], "h"),
-    (OKABE_ITO["orange"], "p"),
-    (OKABE_ITO["vermilion"], "X"),
+    ("#8c564b", ">"),
+    ("#004d4d", "h"),
 )
-"""Colours and markers of methods and labels without one of their own, in turn."""
+"""Colours and markers of methods without one of their own, in turn."""
+_ARM_COLOURS = ("#3b1fd1", "#7f0019", "#bf19f2", "#197f00", "#cc8c66", "#591959", "#bf0099", "#004026")
+_ARM_MARKERS = ("v", "P", "X", "<", "*", ">", "h", "p")
+ARM_STYLES = tuple(
+    (colour, _ARM_MARKERS[(place + turn) % len(_ARM_MARKERS)])
+    for turn in range(len(_ARM_MARKERS))
+    for place, colour in enumerate(_ARM_COLOURS)
+)
+"""Colours and markers of groups that are not methods (variants of one, arms of a sweep), in turn: never a method's."""
 
 KIND_STYLES: dict[str, Any] = {
     "on_policy": "-",
@@ -106,10 +112,12 @@ class RunFigure(Figure):
 
     @kit_style
     def png(self, dpi: float = 144) -> bytes:
-        """The figure as PNG, in 128 colours, which a chart does not miss: a notebook holds many and stays small."""
+        """The figure as PNG of 256 colours, since a notebook holds many: by octree, as median cut would repaint thin lines."""
         full, small = io.BytesIO(), io.BytesIO()
         self.savefig(full, format="png", dpi=dpi, facecolor="white")
-        Image.open(full).convert("RGB").quantize(128).save(small, format="png", optimize=True)
+        Image.open(full).convert("RGB").quantize(256, Image.Quantize.FASTOCTREE).save(
+            small, format="png", optimize=True
+        )
         return small.getvalue()
 
     def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
@@ -210,72 +218,98 @@ def run_name(run: Run) -> str:
     return directory_of(run.config, "").as_posix()
 
 
-# ---------------------------------------------------------------------- shared parts
+# ---------------------------------------------------------------------- groups and their lines
 
 
-def stage_note(series: Sequence[Series], *, ticks: bool = True) -> str:
-    """What a reader must know of runs with several stages."""
-    note = " Vertical tick on a line: its next stage begins." if ticks and any(one.boundaries for one in series) else ""
-    if {"sft", "sft_then_rft"} <= {one.method for one in series}:
-        note += " SFT and the first stage of SFT→RFT are the same training, so their lines coincide there."
-    return note
-
-
-@dataclass(frozen=True, slots=False)
-class Series:
-    """One line of a figure: a recorded column of one group of runs."""
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs of one config under one name, and how every figure shows them."""
 
     name: str
-    """Key of the group."""
     title: str
+    """As text of a figure: dollar signs are themselves, not mathematics."""
     method: str
+    runs: tuple[Run, ...]
+    """Seeds ascending."""
     colour: str
     marker: str
-    kind: str
-    """Which of the figure's line styles; a token kind, or empty."""
-    column: str
-    frame: pd.DataFrame = field(repr=False)
-    """Index global_step, one column a seed."""
-    boundaries: tuple[tuple[int, str], ...] = ()
-    """First steps of later stages, and the stages' names."""
 
     @property
     def seeds(self) -> str:
-        count = len(self.frame.columns)
-        return f"{count} seed{'s' if count != 1 else ''}"
+        """``3 seeds``."""
+        return counted(len(self.runs))
+
+    @property
+    def later_stages(self) -> list[tuple[int, str]]:
+        """First global step of every stage after the first and the stage's name, from the run that got furthest."""
+        table = max((stats.records(run, "metrics") for run in self.runs), key=len)
+        if table.empty or "stage" not in table:
+            return []
+        changes = table[table["stage"].ne(table["stage"].shift())].iloc[1:]
+        return list(zip(changes["global_step"].astype(int), changes["stage"].astype(str), strict=True))
 
 
-def collect(
+def method_looks() -> dict[str, tuple[str, str]]:
+    """Colour and marker of every method that is known now."""
+    others = [name for name in METHODS if name not in METHOD_STYLES]
+    return METHOD_STYLES | dict(zip(others, (*SPARE_STYLES, *ARM_STYLES), strict=False))
+
+
+def groups(runs: Sequence[Run], label: Label | None = None) -> list[Group]:
+    """The groups of :func:`prefix_rft_lab.analysis.stats.group`, each with its look.
+
+    A group that bears a method's name or title has that method's look; others have one of :data:`ARM_STYLES`, by their
+    place in ``label.names`` (so that some arms of a sweep look as they do among all), or else among the groups here.
+    """
+    found, methods = stats.group(runs, label), method_looks()
+    plain = {*METHODS, *(method.title for method in METHODS.values())}
+    looks = {name: methods[own[0].method] for name, own in found.items() if name in plain and own[0].method in methods}
+    arms = [name for name in dict.fromkeys((*getattr(label, "names", ()), *found)) if name not in {*plain, *looks}]
+    looks |= dict(zip(arms, itertools.cycle(ARM_STYLES), strict=False))
+    return [
+        Group(name, escaped(stats.title(name, own)), own[0].method, tuple(own), *looks[name])
+        for name, own in found.items()
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a figure: a recorded column of a group."""
+
+    group: Group
+    kind: str
+    """Its style: a token kind, or empty."""
+    column: str
+    frame: pd.DataFrame
+    """Index global_step, one column a seed."""
+
+
+def lines_of(
     runs: Sequence[Run],
-    label: Label | None,
-    columns: Sequence[tuple[str, str, Any]],
-    *,
-    required: bool = True,
-) -> list[Series]:
-    """The recorded columns (kind, name, source) of every group; groups and columns without values are left out."""
+    columns: Mapping[str, str],
+    label: Label | None = None,
+    keep: Callable[[pd.DataFrame], pd.DataFrame] | None = None,
+) -> list[Line]:
+    """Recorded columns (style -> name, as :func:`prefix_rft_lab.analysis.stats.curves` takes it) of every group; groups
+    and columns without values are left out.
+
+    Args:
+        keep: changes the long table before it is drawn.
+    """
+    table = stats.curves(runs, list(columns.values()), label=label)
+    table = keep(table) if keep else table
     out = []
-    for place, (name, members) in enumerate(stats.group(runs, label).items()):
-        colour, marker = style_of(members[0], name, label, place)
-        boundaries = stage_starts(members)
-        for kind, column, source in columns:
-            frame = stats.seed_curves(members, column, source)
-            if not frame.empty:
-                out.append(
-                    Series(
-                        name=name,
-                        title=escaped(stats.title(name, members)),
-                        method=members[0].method,
-                        colour=colour,
-                        marker=marker,
-                        kind=kind,
-                        column=column,
-                        frame=frame,
-                        boundaries=boundaries,
-                    )
-                )
-    if required and not out:
-        raise nothing_recorded(runs, " or ".join(column for _, column, _ in columns))
+    for group in groups(runs, label):
+        for kind, column in columns.items():
+            own = table[(table["group"] == group.name) & (table["column"] == column)]
+            if len(own):
+                frame = own.pivot(index="step", columns="seed", values="value").rename_axis(index="global_step")
+                out.append(Line(group, kind, column.removeprefix("evaluations."), frame))
     return out
+
+
+def groups_of(lines: Sequence[Line]) -> list[Group]:
+    return list({line.group.name: line.group for line in lines}.values())
 
 
 def nothing_recorded(runs: Sequence[Run], what: str) -> RunError:
@@ -283,34 +317,13 @@ def nothing_recorded(runs: Sequence[Run], what: str) -> RunError:
     return RunError(f"{names} recorded no {what} yet; draw this again when training has recorded some")
 
 
-def stage_starts(members: Sequence[Run]) -> tuple[tuple[int, str], ...]:
-    """First global step of every stage after the first, from the run that got furthest."""
-    tables = [stats.records(run, "metrics") for run in members]
-    table = max(tables, key=len)
-    if table.empty or "stage" not in table:
-        return ()
-    changes = table[table["stage"].ne(table["stage"].shift())].iloc[1:]
-    return tuple(zip(changes["global_step"].astype(int), changes["stage"].astype(str), strict=True))
-
-
-def style_of(run: Run, name: str, label: Label | None, place: int = 0) -> tuple[str, str]:
-    """(colour, marker) of a group: fixed for known methods, in turn for the others."""
-    if label is not None and name == run.title and run.method in METHODS:
-        # A label that is a method's own title: the colour that it has elsewhere.
-        label, name = None, run.method
-    if label is None and name in METHOD_STYLES:
-        return METHOD_STYLES[name]
-    if label is None and name in METHODS:
-        place = [m for m in METHODS if m not in METHOD_STYLES].index(name)
-    elif label is not None:
-        every = (*list(METHOD_STYLES.values())[1:], *SPARE_STYLES)
-        return every[place % len(every)]
-    return SPARE_STYLES[place % len(SPARE_STYLES)]
-
-
 def mixed(colour: str, other: str, share: float) -> str:
     one, two = to_rgb(colour), to_rgb(other)
     return to_hex(tuple(np.add(np.multiply(1 - share, one), np.multiply(share, two))))
+
+
+def shade(colour: str, kind: str) -> str:
+    return mixed(colour, *KIND_SHADES[kind]) if kind else colour
 
 
 def escaped(text: str) -> str:
@@ -318,54 +331,76 @@ def escaped(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def smoothing_width(series: Sequence[Series]) -> int:
+def smoothing_width(lines: Sequence[Line]) -> int:
     """Steps of the running mean: about a twentieth of the longest curve, odd, 1 (none) for short ones."""
-    longest = max((len(one.frame) for one in series), default=0)
+    longest = max((len(line.frame) for line in lines), default=0)
     return 1 if longest < 40 else longest // 20 // 2 * 2 + 1
 
 
-def running_mean(mean: pd.Series, width: int) -> pd.Series:
-    return mean if width <= 1 else mean.rolling(width, center=True, min_periods=1).mean()
-
-
-def full_mean(frame: pd.DataFrame) -> pd.Series:
-    """Mean over seeds where as many seeds reported as ever do: a curve must not bend because a seed is behind."""
+def full_mean(frame: pd.DataFrame, width: int = 1) -> pd.Series:
+    """Mean over seeds where as many seeds reported as ever do, since a curve must not bend because a seed is behind; NaN
+    where fewer than ``width`` steps stand around a step, since a mean over a cut window is of other steps than it says."""
     count = frame.notna().sum(axis=1)
-    return frame.mean(axis=1)[count == count.max()]
+    return frame.mean(axis=1)[count == count.max()].rolling(width, center=True).mean()
 
 
-def draw_series(
-    axes: Axes,
-    one: Series,
-    *,
-    width: int = 1,
-    style: Any = None,
-    marker: bool = False,
-    breaks: bool = False,
-    thin: float = 0.3,
+def draw_line(
+    axes: Axes, line: Line, *, width: int = 1, colour: str = "", breaks: bool = False, **options: Any
 ) -> None:
-    """Seeds (or their band) and mean of one line."""
-    style = style if style is not None else KIND_STYLES.get(one.kind, "-")
-    frame = one.frame
-    mean = full_mean(frame)
-    shown = running_mean(mean, width)
+    """Seeds (or their band) and mean of one line.
+
+    Args:
+        width: steps of the running mean.
+        breaks: no line across steps without a value.
+    """
+    frame, shown = line.frame, full_mean(line.frame, width)
+    colour = colour or line.group.colour
     if breaks and len(shown):
-        # Steps of another stage lie between: no line across them.
         full = np.arange(shown.index.min(), shown.index.max() + 1)
         shown, frame = shown.reindex(full), frame.reindex(full)
     if len(frame.columns) > MANY_SEEDS:
         table = stats.summarise_curve(frame).set_index("global_step")
-        axes.fill_between(table.index, table["low"], table["high"], color=one.colour, alpha=0.18, lw=0)
+        axes.fill_between(table.index, table["low"], table["high"], color=colour, alpha=0.18, lw=0)
     elif len(frame.columns) > 1 or width > 1:
         for seed in frame.columns:
-            axes.plot(frame.index, frame[seed], color=one.colour, ls="-", lw=0.7, alpha=thin)
-    options: dict[str, Any] = {"marker": one.marker, "ms": 5, "mec": "white", "mew": 0.6} if marker else {}
-    axes.plot(shown.index, shown, color=one.colour, ls=style, lw=1.8, **options)
+            axes.plot(frame.index, frame[seed], color=colour, ls="-", lw=0.7, alpha=0.3)
+    axes.plot(shown.index, shown, color=colour, ls=KIND_STYLES.get(line.kind, "-"), lw=1.8, **options)
 
 
-def long_first(series: Sequence[Series]) -> list[Series]:
+def long_first(lines: Sequence[Line]) -> list[Line]:
     """Drawing order: SFT is bit for bit the first stage of SFT→RFT, so the shorter line goes on top to be seen."""
-    return sorted(series, key=lambda one: (-len(one.frame), -len(one.boundaries)))
+    return sorted(lines, key=lambda line: (-len(line.frame), -len(line.group.later_stages)))
+
+
+def draw_paths(
+    axes: Axes,
+    table: pd.DataFrame,
+    among: Sequence[Group],
+    x: str,
+    y: str,
+    at: str = "global_step",
+    *,
+    ends: bool = False,
+) -> None:
+    """One measurement against another, joined in the order of training: thin the seeds, thick their mean as far as all of
+    them have come, from the black circle (the policy before training).
+
+    Args:
+        table: group's name as ``method``, ``seed``, and the columns ``at``, x and y.
+        ends: the group's marker stands at the end, not at every measurement.
+    """
+    marks: dict[str, Any] = {"ms": 8, "markevery": [-1], "zorder": 6} if ends else {"ms": 4.5}
+    last = table.groupby("method")[at].max()
+    for group in sorted(among, key=lambda group: -last[group.name]):
+        own = table[table["method"] == group.name]
+        if own["seed"].nunique() > 1:
+            for _, path in own.groupby("seed"):
+                axes.plot(path[x], path[y], color=group.colour, lw=0.8, alpha=0.35)
+        steps = own.groupby(at)
+        mean = steps[[x, y]].mean()[steps.size() == own["seed"].nunique()]
+        axes.plot(mean[x], mean[y], color=group.colour, lw=1.8, marker=group.marker, mec="white", mew=0.5, **marks)
+    start = table[table[at] == table[at].min()]
+    axes.plot(start[x].iloc[:1], start[y].iloc[:1], ls="", marker="o", mfc="white", mec="black", ms=6.5, zorder=5)
 
 
 def from_zero(panels: Sequence[Axes], *, share: bool = False) -> None:
@@ -375,56 +410,96 @@ def from_zero(panels: Sequence[Axes], *, share: bool = False) -> None:
         axes.set_ylim(-0.02 * top if share else 0.0, min(top, 1.02) if share else top)
 
 
-def mark_stages(axes: Axes, own: Sequence[Series], *, text: bool = True) -> None:
-    """A vertical mark where a later stage begins, named if it has the panel to itself."""
-    for step, stage in own[0].boundaries if own else ():
+def mark_stages(axes: Axes, line: Line, *, text: bool) -> None:
+    """A vertical mark where a later stage begins, named if the group has the panel to itself."""
+    for step, stage in line.group.later_stages:
+        mean = full_mean(line.frame)
         if text:
             axes.axvline(step, color=GREY, lw=0.9, ls=(0, (2, 2)))
             axes.annotate(
                 f"{stage} begins", (step, 1), xycoords=("data", "axes fraction"), xytext=(3, -3),
                 textcoords="offset points", va="top", fontsize=7.5, color=GREY,
             )  # fmt: skip
-        else:
-            mean = full_mean(own[0].frame)
-            if len(mean):
-                height = float(np.interp(step, mean.index.to_numpy(float), mean.to_numpy(float)))
-                axes.plot([step], [height], marker="|", ms=13, mew=1.6, color=own[0].colour)
+        elif len(mean):
+            height = float(np.interp(step, mean.index.to_numpy(float), mean.to_numpy(float)))
+            axes.plot([step], [height], marker="|", ms=13, mew=1.6, color=line.group.colour)
 
 
-def base_level(runs: Sequence[Run], column: str) -> float | None:
+def base_level(runs: Sequence[Run], name: str) -> float | None:
     """The policy before training: the evaluations at step 0, which all runs of one start share."""
-    values = []
-    for run in runs:
-        frame = stats.seed_curves([run], column, "evaluations")
-        if 0 in frame.index:
-            values.append(float(frame.to_numpy(float)[frame.index.get_loc(0), 0]))
+    frames = [stats.seed_curves([run], name) for run in runs]
+    values = [frame.loc[0].to_numpy(float)[0] for frame in frames if 0 in frame.index]
     return float(np.mean(values)) if values else None
 
 
-def method_handles(series: Sequence[Series], *, base_line: bool = False) -> list[Artist]:
-    handles: list[Artist] = []
-    seen = set()
-    for one in series:
-        if one.name not in seen and not (base_line and one.method == "base"):
-            seen.add(one.name)
-            marker: dict[str, Any] = {"marker": one.marker, "ms": 5, "mec": "white", "mew": 0.6} if base_line else {}
-            handles.append(Line2D([], [], color=one.colour, lw=2, label=one.title, **marker))
-    if base_line:
-        handles.append(Line2D([], [], color=GREY, ls=(0, (4, 3)), lw=1, label="before training"))
-    return handles
+def level(axes: Axes, height: float | None, **options: Any) -> None:
+    """A dashed grey line at a height, if there is one."""
+    if height is not None:
+        axes.axhline(height, **{"color": GREY, "ls": (0, (4, 3)), "lw": 1, **options})
 
 
-def note_of(series: Sequence[Series], what: str = "", width: int = 1) -> str:
+# ---------------------------------------------------------------------- words
+
+
+def method_handles(among: Sequence[Group], *, marker: bool = False) -> list[Artist]:
+    """A legend's entries of groups."""
+    return [
+        Line2D(
+            [], [], color=g.colour, lw=2, label=g.title, marker=g.marker if marker else "", ms=5, mec="white", mew=0.6
+        )
+        for g in among
+    ]
+
+
+BEFORE = {"marker": "o", "mfc": "white", "mec": "black", "ls": "", "label": "before training"}
+
+
+def kind_handles(kinds: Collection[str], words: Mapping[str, str] = KIND_TITLES, colour: str = "") -> list[Artist]:
+    """A legend's entries of token kinds, in one order; in shades of a colour where one method has the panel."""
+    return [
+        Line2D([], [], color=shade(colour, k) if colour else "black", ls=style, lw=1.8, label=words[k])
+        for k, style in KIND_STYLES.items()
+        if k in kinds
+    ]
+
+
+def counted(*counts: int, what: str = "seed") -> str:
+    """``3 seeds``, ``1/3 seeds``."""
+    several = sorted(set(counts))
+    return f"{'/'.join(map(str, several))} {what}{'' if several == [1] else 's'}"
+
+
+def interval(
+    axes: Axes, row: Any, at: float, group: Group, mean: str = "mean", *, upright: bool = False, **look: Any
+) -> None:
+    """A row's mean with its interval, lying at a height or upright at a place."""
+    bars = [[row[mean] - row["low"]], [row["high"] - row[mean]]]
+    # A cross has nothing to fill.
+    edge = {"mec": group.colour, "mew": 2} if group.marker == "x" else {"mec": "white", "mew": 0.8}
+    look = {"color": group.colour, "marker": group.marker, "ms": 7, "lw": 1.8, "capsize": 3, **edge, **look}
+    look |= {"yerr" if upright else "xerr": bars}
+    axes.errorbar(*((at, row[mean]) if upright else (row[mean], at)), **look)
+
+
+def seeds_of(among: Sequence[Group]) -> str:
+    """How many seeds each group has; the base policy is not trained, so it has none to speak of."""
+    counts = [len(group.runs) for group in among if group.method != "base"]
+    return f"{counted(*counts)} {_unit(among)}" if counts else "base policy only"
+
+
+def _unit(among: Sequence[Group]) -> str:
+    return "per method" if all(group.name == group.method for group in among) else "each"
+
+
+def note_of(lines: Sequence[Line], what: str = "", width: int = 1) -> str:
     """n, and how the lines were made."""
-    trained = {one.name: len(one.frame.columns) for one in series if one.method != "base"}
-    counts = sorted(set(trained.values()))
+    trained = {line.group.title: len(line.frame.columns) for line in lines if line.group.method != "base"}
     parts = [what] if what else []
-    if len(counts) == 1:
-        parts.append(f"{counts[0]} seed{'s' if counts[0] != 1 else ''} a method")
-    elif counts:
-        titles = {one.name: one.title for one in series}
-        parts.append("seeds: " + ", ".join(f"{titles[name]} {count}" for name, count in trained.items()))
-    most = max(counts, default=0)
+    if len(set(trained.values())) == 1:
+        parts.append(f"{counted(*trained.values())} {_unit(groups_of(lines))}")
+    elif trained:
+        parts.append("seeds: " + ", ".join(f"{title} {count}" for title, count in trained.items()))
+    most = max(trained.values(), default=0)
     smoothed = f"running mean of {width} steps" if width > 1 else ""
     if most > MANY_SEEDS:
         parts.append(f"line: mean{f' ({smoothed})' if smoothed else ''}, band: {stats.OVER_SEEDS}")
@@ -435,66 +510,39 @@ def note_of(series: Sequence[Series], what: str = "", width: int = 1) -> str:
     return ", ".join(parts)
 
 
-def seed_counts(table: pd.DataFrame) -> str:
-    counts = sorted({int(n) for n in table.loc[table["method"] != "base", "seeds"]})
-    if not counts:
-        return "base policy only"
-    return f"{'/'.join(map(str, counts))} seed{'' if counts == [1] else 's'} a method"
+def stage_note(among: Sequence[Group], *, ticks: bool = True) -> str:
+    """What a reader must know of runs with several stages."""
+    note = " Vertical tick on a line: its next stage begins." if ticks and any(g.later_stages for g in among) else ""
+    if {"sft", "sft_then_rft"} <= {group.method for group in among}:
+        note += " SFT and the first stage of SFT→RFT are the same training, so their lines coincide there."
+    return note
 
 
 def k_of(runs: Sequence[Run]) -> str:
     return "/".join(str(k) for k in sorted({run.config.evaluation.k for run in runs}))
 
 
-def problems_of(runs: Sequence[Run]) -> str:
-    counts = sorted(
-        {
-            int(n)
-            for run in runs
-            for n in stats.records(run, "evaluations").get("problems", pd.Series(dtype=float)).dropna()
-        }
-    )
-    return f"{'/'.join(map(str, counts))} problems" if counts else ""
+def problems_of(runs: Sequence[Run], part: str = "") -> str:
+    """``64 problems``, as the evaluations over training say it, of a part of them (``hard``); empty without any."""
+    names = f"{part}.problems" if part else "problems"
+    counts = {int(n) for run in runs for n in stats.seed_curves([run], names).to_numpy(float).flat if n == n}
+    return counted(*counts, what="problem") if counts else ""
 
 
-def hard_count(runs: Sequence[Run]) -> str:
-    counts = sorted(
-        {
-            int(value["problems"])
-            for run in runs
-            for value in stats.records(run, "evaluations").get("hard", pd.Series(dtype=object))
-            if isinstance(value, Mapping)
-        }
-    )
-    return f"{'/'.join(map(str, counts))} problems"
-
-
-def short_label(name: str, runs: Sequence[Run]) -> str:
-    return column_of(name).short(k_of(runs))
-
-
-def axis_label(name: str, runs: Sequence[Run], source: Source = "evaluations") -> str:
-    return column_of(name, source).axis(k_of(runs))
-
-
-def capitalised(text: str, *, only: bool = True) -> str:
-    """With a capital, unless it starts with a symbol such as avg@8."""
-    return text[:1].upper() + text[1:] if only else text
-
-
-def table_of(series: Sequence[Series], width: int = 1) -> pd.DataFrame:
+def table_of(lines: Sequence[Line], width: int = 1) -> pd.DataFrame:
     """The numbers of a figure's lines: a row a step, mean and interval over seeds, and every seed."""
     parts = []
-    for one in series:
-        table = stats.summarise_curve(one.frame)
-        table.insert(0, "method", one.name)
-        table.insert(1, "series", one.column)
+    for line in lines:
+        table = stats.summarise_curve(line.frame)
+        table.insert(0, "method", line.group.name)
+        table.insert(1, "series", line.column)
         if width > 1:
-            table["shown"] = running_mean(full_mean(one.frame), width).reindex(one.frame.index).to_numpy()
-        for seed in one.frame.columns:
-            table[f"seed_{seed}"] = one.frame[seed].to_numpy()
-        parts.append(table)
+            table["shown"] = full_mean(line.frame, width).reindex(line.frame.index).to_numpy()
+        parts.append(table.assign(**{f"seed_{seed}": line.frame[seed].to_numpy() for seed in line.frame}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+# ---------------------------------------------------------------------- the frame of a figure
 
 
 def new_figure(
@@ -503,42 +551,39 @@ def new_figure(
     *,
     title: str,
     note: str,
-    legends: Sequence[Sequence[Artist]] = (),
+    legend: Sequence[Artist] = (),
     rows: int = 1,
     columns: int = 1,
-    heights: Sequence[float] | None = None,
-    ratios: Sequence[float] | None = None,
-    sharex: bool = False,
-    sharey: bool = False,
+    **shape: Any,
 ) -> tuple[RunFigure, np.ndarray]:
-    """A figure with title, note and legends in a head of its own above the panels, so that nothing covers data.
+    """A figure with title, note and legend in a head of its own above the panels, so that nothing covers data.
 
     Args:
         width, height: of the panels, inches; the head comes on top.
+        legend: entries, in as many columns as fit.
+        shape: passed to ``Figure.subplots``: height_ratios, width_ratios, sharex, sharey.
     """
     lines = textwrap.wrap(note, max(20, int(width * 15.5)))
-    packed = [pack for handles in legends for pack in _pack(handles, width)]
-    head = 0.34 + 0.165 * len(lines) + 0.24 * len(packed) + 0.06
-    figure = RunFigure(figsize=(width, height + head), layout="constrained")
+    # About 0.066 inch per letter and 0.65 inch per handle.
+    widest = max((0.65 + 0.066 * len(str(handle.get_label())) for handle in legend), default=1.0)
+    across = max(1, min(len(legend), int(width / widest)))
+    below = 0.36 + 0.165 * len(lines)
+    head = below + 0.05 + 0.19 * math.ceil(len(legend) / across)
     total = height + head
+    figure = RunFigure(figsize=(width, total), layout="constrained")
     engine = figure.get_layout_engine()
     assert engine is not None
     engine.set(rect=(0.0, 0.0, 1.0, height / total), w_pad=0.06, h_pad=0.05)  # type: ignore[call-arg]
     left = 0.08 / width
-    figure.text(left, 1 - 0.09 / total, _escape_once(title), fontsize=12, fontweight="bold", va="top")
-    for i, line in enumerate(lines):
-        figure.text(left, 1 - (0.34 + 0.165 * i) / total, line, fontsize=8.5, color=GREY, va="top")
-    for i, handles in enumerate(packed):
-        legend = figure.legend(
-            handles=list(handles), loc="upper left", ncols=len(handles), frameon=False, fontsize=8.5, borderpad=0,
-            borderaxespad=0, handlelength=2.4, columnspacing=1.4,
-            bbox_to_anchor=(left, 1 - (0.40 + 0.165 * len(lines) + 0.24 * i) / total),
-        )  # fmt: skip
-        legend.set_in_layout(False)
-    grid = figure.subplots(
-        rows, columns, squeeze=False, sharex=sharex, sharey=sharey,
-        height_ratios=list(heights) if heights else None, width_ratios=list(ratios) if ratios else None,
-    )  # fmt: skip
+    figure.text(left, 1 - 0.09 / total, escaped(title.replace(r"\$", "$")), fontsize=12, fontweight="bold", va="top")
+    figure.text(left, 1 - 0.34 / total, "\n".join(lines), fontsize=8.5, color=GREY, va="top", linespacing=1.35)
+    if legend:
+        # Not loc="outside ...", which knows nothing of the layout's rect and would lie on the title.
+        figure.legend(
+            handles=list(legend), loc="upper left", ncols=across, frameon=False, fontsize=8.5, borderpad=0, handlelength=2.4,
+            borderaxespad=0, columnspacing=1.4, labelspacing=0.3, bbox_to_anchor=(left, 1 - (below + 0.03) / total),
+        ).set_in_layout(False)  # fmt: skip
+    grid = figure.subplots(rows, columns, squeeze=False, **shape)
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#d9d9d9", lw=0.6)
@@ -549,22 +594,8 @@ def new_figure(
     return figure, grid
 
 
-def _pack(handles: Sequence[Artist], width: float) -> list[list[Artist]]:
-    """Legend entries in rows that fit the width (about 0.066 inch a letter and 0.65 inch a handle)."""
-    rows: list[list[Artist]] = []
-    used = math.inf
-    for handle in handles:
-        size = 0.65 + 0.066 * len(str(handle.get_label()))
-        if used + size > width - 0.1:
-            rows.append([])
-            used = 0.0
-        rows[-1].append(handle)
-        used += size
-    return rows
-
-
-def _escape_once(text: str) -> str:
-    return text.replace(r"\$", "$").replace("$", r"\$")
+def panel_title(axes: Axes, text: str, **options: Any) -> None:
+    axes.set_title(text, loc="left", **{"fontsize": 9.5, **options})
 
 
 def finish(figure: RunFigure, data: pd.DataFrame, caption: str) -> RunFigure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,18 +15,23 @@ from prefix_rft_lab.analysis.stats import Label
 from prefix_rft_lab.core import columns
 from prefix_rft_lab.core.config import ConfigError
 from prefix_rft_lab.plots.base import (
+    ARM_STYLES,
     GREY,
+    Group,
     RunFigure,
-    axis_label,
     escaped,
     finish,
+    interval,
+    k_of,
     kit_style,
+    level,
+    method_handles,
+    method_looks,
     new_figure,
     problems_of,
-    seed_counts,
-    short_label,
-    style_of,
+    seeds_of,
 )
+from prefix_rft_lab.plots.base import groups as groups_of_runs
 from prefix_rft_lab.runs.run import Run
 
 
@@ -51,57 +57,41 @@ def forest(
     Raises:
         ConfigError, RunError: as :func:`prefix_rft_lab.analysis.stats.deltas`.
     """
-    members = stats.group(runs, label)
+    among = {group.name: group for group in groups_of_runs(runs, label)}
     table = stats.deltas(runs, control, split, metric, label=label)
     if table.empty:
         raise ConfigError(f"control = {control!r} is the only one among the runs; add runs to compare with it")
     table = _grouped(table, groups or {})
-    controls = list(dict.fromkeys(table["control"]))
-    reference = escaped(against or " or ".join(stats.title(name, members[name]) for name in controls))
-    name = stats.metric_name(metric, int(table["k"].iloc[0]))
+    k, column = int(table["k"].iloc[0]), columns.column_of(metric)
+    reference = escaped(against) or " or ".join(among[name].title for name in dict.fromkeys(table["control"]))
     note = (
-        f"{split} split, {int(table['problems'].iloc[0])} problems, {_counts(members)}; bars: {stats.OVER_BOTH}; filled: the interval "
-        "leaves out 0"
+        f"{split} split, {int(table['problems'].iloc[0])} problems, {seeds_of([*among.values()])}; bars: {stats.OVER_BOTH}; "
+        "filled: the interval leaves out 0"
     )
     headings = [heading for heading in dict.fromkeys(table["group"]) if heading]
-    figure, grid = new_figure(
-        7.5, 0.27 * (len(table) + len(headings)) + 0.75, title=f"{name} against {reference}", note=note
-    )
+    height = 0.27 * (len(table) + len(headings)) + 0.75
+    figure, grid = new_figure(7.5, height, title=f"{column.short(k)} against {reference}", note=note)
     axes = grid[0, 0]
     axes.axvline(0, color="black", lw=1)
-    place, ticks = 0, []
-    heading = ""
+    ticks, heading = [], ""
     for row in table.to_dict("records"):
         if row["group"] != heading:
             heading = row["group"]
-            ticks.append((place, heading))
-            place += 1
-        colour, _ = style_of(members[row["method"]][0], members[row["method"]][0].method, None)
-        clear = row["low"] > 0 or row["high"] < 0
-        axes.errorbar(
-            [row["delta"]],
-            [place],
-            xerr=[[row["delta"] - row["low"]], [row["high"] - row["delta"]]],
-            color=colour, marker="o", ms=6.5, lw=1.8, capsize=3, mfc=colour if clear else "white", mec=colour, mew=1.4,
-        )  # fmt: skip
-        ticks.append((place, row["title"]))
-        place += 1
-    axes.set_yticks([at for at, _ in ticks], [text for _, text in ticks], parse_math=False)
-    for (_, text), tick in zip(ticks, axes.get_yticklabels(), strict=True):
+            ticks.append(heading)
+        group, clear = among[row["method"]], row["low"] > 0 or row["high"] < 0
+        look: dict[str, Any] = {"mfc": group.colour if clear else "white", "mec": group.colour, "mew": 1.4, "ms": 6.5}
+        interval(axes, row, len(ticks), group, mean="delta", **look)
+        ticks.append(row["title"])
+    axes.set_yticks(range(len(ticks)), ticks, parse_math=False)
+    for text, tick in zip(ticks, axes.get_yticklabels(), strict=True):
         if text in headings:
             tick.set_fontweight("bold")
             tick.set_color(GREY)
     axes.tick_params(axis="y", length=0)
-    axes.set_ylim(place - 0.4, -0.6)
-    what = columns.column_of(metric).axis(int(table["k"].iloc[0]))
-    axes.set_xlabel(f"difference in {what}, {reference} = 0")
+    axes.set_ylim(len(ticks) - 0.4, -0.6)
+    axes.set_xlabel(f"difference in {column.axis(k)}, {reference} = 0")
     axes.grid(axis="y", visible=False)
-    return finish(figure, table, f"Difference in {what} to {reference}: {note}.")
-
-
-def _counts(groups: Mapping[str, Sequence[Run]]) -> str:
-    seeds = [len(members) for members in groups.values()]
-    return seed_counts(pd.DataFrame({"method": [members[0].method for members in groups.values()], "seeds": seeds}))
+    return finish(figure, table, f"Difference in {column.axis(k)} to {reference}: {note}.")
 
 
 def _grouped(table: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> pd.DataFrame:
@@ -159,50 +149,46 @@ def dose_response(
     everyone = [*runs, *controls]
     table = stats.compare(everyone, split, metric, label=group_of)
     measured = stats.scores(everyone, split, label=group_of)
-    groups = stats.group(everyone, group_of)
+    members = {group.name: group for group in groups_of_runs(everyone, group_of)}
     table.insert(0, "name", table["method"])
     table["method"] = [keys[name][0] if name in keys else levels[name] for name in table["name"]]
     table.insert(2, "dose", [keys[name][1] if name in keys else np.nan for name in table["name"]])
     table = table.sort_values(["method", "dose"], ignore_index=True)
-    methods = list(dict.fromkeys(run.method for run in runs))
-    titles = {run.method: run.title for run in everyone}
-    styles = {run.method: style_of(run, run.method, None) for run in everyone}
-    k = int(table["k"].iloc[0])
-    counts = _counts(groups)
-    note = f"{split} split, {int(table['problems'].iloc[0])} problems, {counts}; dots: seeds, {'bars' if label else 'bands'}: {stats.OVER_BOTH}"
-    handles = [
-        Line2D([], [], color=styles[m][0], marker=styles[m][1], ms=5, lw=1.8, label=escaped(titles[m])) for m in methods
-    ]
-    handles += [
-        Line2D([], [], color=styles[m][0], ls=(0, (4, 3)), lw=1.2, label=f"{escaped(titles[m])} (control)")
+    # A line is a method here, so that it has the method's look.
+    looks = {run.method: method_looks().get(run.method, ARM_STYLES[0]) for run in everyone}
+    lines = {run.method: Group(run.method, escaped(run.title), run.method, (), *looks[run.method]) for run in everyone}
+    methods = [lines[method] for method in dict.fromkeys(run.method for run in runs)]
+    k, column = int(table["k"].iloc[0]), columns.column_of(metric)
+    bars = "bars" if label else "bands"
+    note = f"{split} split, {int(table['problems'].iloc[0])} problems, {seeds_of([*members.values()])}; dots: seeds, {bars}: {stats.OVER_BOTH}"
+    legend = method_handles(methods, marker=True)
+    legend += [
+        Line2D([], [], color=lines[m].colour, ls=(0, (4, 3)), lw=1.2, label=f"{lines[m].title} (control)")
         for m in levels.values()
     ]
-    name = stats.metric_name(metric, k)
-    figure, grid = new_figure(7.5, 3.5, title=f"{name} against {what.partition(' (')[0]}", note=note, legends=[handles])
+    title = f"{column.short(k)} against {what.partition(' (')[0]}"
+    figure, grid = new_figure(7.5, 3.5, title=title, note=note, legend=legend)
     axes = grid[0, 0]
-    for level in levels.values():
-        known = table[(table["method"] == level) & table["dose"].isna()].iloc[0]
-        axes.axhspan(known["low"], known["high"], color=styles[level][0], alpha=0.08, lw=0)
-        axes.axhline(known["mean"], color=styles[level][0], ls=(0, (4, 3)), lw=1.2)
-    for method in methods:
-        part = table[(table["method"] == method) & table["dose"].notna()]
-        colour, marker = styles[method]
+    for method in levels.values():
+        known = table[(table["method"] == method) & table["dose"].isna()].iloc[0]
+        axes.axhspan(known["low"], known["high"], color=lines[method].colour, alpha=0.08, lw=0)
+        level(axes, known["mean"], color=lines[method].colour, lw=1.2)
+    for group in methods:
+        part = table[(table["method"] == group.name) & table["dose"].notna()]
         if label is None:
-            axes.fill_between(part["dose"], part["low"], part["high"], color=colour, alpha=0.13, lw=0)
-            axes.plot(part["dose"], part["mean"], color=colour, lw=1.8, marker=marker, ms=6, mec="white", mew=0.6)
-        else:
-            bars = [part["mean"] - part["low"], part["high"] - part["mean"]]
-            axes.errorbar(
-                part["dose"], part["mean"], yerr=bars, color=colour, ls="", marker=marker, ms=6, mec="white", mew=0.6,
-                lw=1.4, capsize=3,
-            )  # fmt: skip
+            axes.fill_between(part["dose"], part["low"], part["high"], color=group.colour, alpha=0.13, lw=0)
+            axes.plot(
+                part["dose"], part["mean"], color=group.colour, lw=1.8, marker=group.marker, ms=6, mec="white", mew=0.6
+            )
         for row in part.to_dict("records"):
-            by_seed = stats.matrix(measured, row["name"], metric).mean(axis=1)
-            if len(by_seed) > 1:
+            if label is not None:
+                interval(axes, row, row["dose"], group, upright=True, ms=6, lw=1.4)
+            seeds = stats.matrix(measured, row["name"], metric).mean(axis=1)
+            if len(seeds) > 1:
                 axes.plot(
-                    [row["dose"]] * len(by_seed), by_seed, ls="", marker="o", ms=3, color=colour, alpha=0.5, mew=0
+                    [row["dose"]] * len(seeds), seeds, ls="", marker="o", ms=3, color=group.colour, alpha=0.5, mew=0
                 )
-            for run, score in zip(groups[row["name"]], by_seed, strict=True):
+            for run, score in zip(members[row["name"]].runs, seeds, strict=True):
                 table.loc[table["name"] == row["name"], f"seed_{run.seed}"] = float(score)
     doses = sorted(table["dose"].dropna().unique())
     if log:
@@ -221,9 +207,9 @@ def dose_response(
                 textcoords="offset points", rotation=90, fontsize=7.5, color=GREY, ha="right", va="bottom",
                 parse_math=False,
             )  # fmt: skip
-    axes.set(xlabel=what + (", logarithmic" if log else ""), ylabel=columns.column_of(metric).axis(k))
+    axes.set(xlabel=what + (", logarithmic" if log else ""), ylabel=column.axis(k))
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    caption = f"{columns.column_of(metric).axis(k)} against {what}: {note}."
+    caption = f"{column.axis(k)} against {what}: {note}."
     return finish(figure, table.drop(columns="name"), caption)
 
 
@@ -240,46 +226,31 @@ def score_against_cost(
     Raises:
         ConfigError: as :func:`prefix_rft_lab.analysis.stats.cost_curve`.
     """
-    groups = stats.group(runs, label)
     table = stats.cost_curve(runs, column, cost, label=label)
-    trained = [name for name in groups if (table["method"].eq(name) & table["cost"].gt(0)).any()]
+    trained = [g for g in groups_of_runs(runs, label) if (table["method"].eq(g.name) & table["cost"].gt(0)).any()]
     if not trained:
         raise ConfigError("runs were not trained, so nothing was spent; add runs of a method with steps")
     note = (
-        f"validation split, {problems_of(runs)}, {_counts(groups)}; lines: means over seeds at each evaluation, bars at their "
+        f"validation split, {problems_of(runs)}, {seeds_of(trained)}; lines: means over seeds at each evaluation, bars at their "
         f"ends: {stats.OVER_SEEDS}; dashed grey: before training"
     )
-    styles = {name: style_of(groups[name][0], name, label, place) for place, name in enumerate(groups)}
-    handles = [
-        Line2D([], [], color=styles[n][0], marker=styles[n][1], ms=5, lw=1.8, label=escaped(stats.title(n, groups[n])))
-        for n in trained
-    ]
-    shown = short_label(column, runs)
-    figure, grid = new_figure(
-        7.5, 3.8, title=f"{shown} against {stats.COSTS[cost].partition(' (')[0]}", note=note, legends=[handles]
-    )
+    shown = columns.column_of(column)
+    title = f"{shown.short(k_of(runs))} against {stats.COSTS[cost].partition(' (')[0]}"
+    figure, grid = new_figure(7.5, 3.8, title=title, note=note, legend=method_handles(trained, marker=True))
     axes = grid[0, 0]
     start = table.loc[table["cost"] == 0, "mean"]
-    if len(start):
-        axes.axhline(float(start.mean()), color=GREY, ls=(0, (4, 3)), lw=1)
-    for name in trained:
-        part = table[(table["method"] == name) & (table["cost"] > 0)]
-        colour, marker = styles[name]
-        axes.plot(part["cost"], part["mean"], color=colour, lw=1.5, marker=marker, ms=3.5, alpha=0.9, mew=0)
-        end = part.iloc[-1]
-        bars = None if np.isnan(end["low"]) else [[end["mean"] - end["low"]], [end["high"] - end["mean"]]]
-        axes.errorbar(
-            [end["cost"]], [end["mean"]], yerr=bars, color=colour, marker=marker, ms=8, mec="white", mew=0.8, capsize=3,
-        )  # fmt: skip
+    level(axes, float(start.mean()) if len(start) else None)
+    for group in trained:
+        part = table[(table["method"] == group.name) & (table["cost"] > 0)]
+        axes.plot(part["cost"], part["mean"], color=group.colour, lw=1.5, marker=group.marker, ms=3.5, alpha=0.9, mew=0)
+        end = part.iloc[-1].fillna({"low": part["mean"].iloc[-1], "high": part["mean"].iloc[-1]})
+        interval(axes, end.to_dict(), end["cost"], group, upright=True, ms=8)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    axes.set(
-        xlabel=f"{stats.COSTS[cost]}, logarithmic",
-        ylabel=axis_label(column, runs),
-    )
-    caption = f"{shown} on the validation split against {stats.COSTS[cost]}: {note}."
+    axes.set(xlabel=f"{stats.COSTS[cost]}, logarithmic", ylabel=shown.axis(k_of(runs)))
+    caption = f"{shown.short(k_of(runs))} on the validation split against {stats.COSTS[cost]}: {note}."
     return finish(figure, table, caption)
 
 

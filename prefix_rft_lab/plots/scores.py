@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,12 +18,13 @@ from prefix_rft_lab.core.config import ConfigError
 from prefix_rft_lab.plots.base import (
     OKABE_ITO,
     RunFigure,
-    escaped,
     finish,
+    groups,
+    interval,
     kit_style,
+    method_handles,
     new_figure,
-    seed_counts,
-    style_of,
+    seeds_of,
 )
 from prefix_rft_lab.runs.run import Run
 
@@ -34,46 +36,34 @@ def final_scores(
     runs: Sequence[Run], split: str = "test", metric: str = "avg", *, label: Label | None = None
 ) -> RunFigure:
     """Final score of every method with its 95% interval, single seeds as dots."""
-    groups = stats.group(runs, label)
+    among = {group.name: group for group in groups(runs, label)}
     table = stats.compare(runs, split, metric, label=label)
     measured = stats.scores(runs, split, label=label)
-    name = stats.metric_name(metric, int(table["k"].iloc[0]))
-    note = f"{split} split, {int(table['problems'].iloc[0])} problems, {seed_counts(table)}; bars: {stats.OVER_BOTH}"
-    figure, grid = new_figure(7.5, 0.52 * len(table) + 0.75, title=f"Final {name} on {split}", note=note)
+    k, column = int(table["k"].iloc[0]), column_of(metric)
+    note = f"{split} split, {int(table['problems'].iloc[0])} problems, {seeds_of([*among.values()])}; bars: {stats.OVER_BOTH}"
+    figure, grid = new_figure(7.5, 0.52 * len(table) + 0.75, title=f"Final {column.short(k)} on {split}", note=note)
     axes = grid[0, 0]
     data = table[["method", "title", "seeds", "problems", "mean", "low", "high", "over"]].copy()
     for place, row in enumerate(table.to_dict("records")):
-        method = row["method"]
-        colour, marker = style_of(groups[method][0], method, label, place)
-        seeds = stats.matrix(measured, method, metric).mean(axis=1)
+        group = among[row["method"]]
+        seeds = stats.matrix(measured, group.name, metric).mean(axis=1)
         if len(seeds) > 1:
             # Fixed offsets: dots of equal scores stay apart without chance.
-            offset = np.linspace(-0.2, 0.2, len(seeds))
-            axes.plot(seeds, place + offset, ls="", marker="o", ms=4, color=colour, alpha=0.6, mew=0)
-        thin = marker == "x"
-        axes.errorbar(
-            [row["mean"]],
-            [place],
-            xerr=[[row["mean"] - row["low"]], [row["high"] - row["mean"]]],
-            color=colour, marker=marker, ms=7, lw=1.8, capsize=4, mec=colour if thin else "white", mew=2 if thin else 0.8,
-        )  # fmt: skip
-        axes.annotate(
-            f"{row['mean']:{column_of(metric).format}}",
-            (row["high"], place),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
-        for run, score in zip(groups[method], seeds, strict=True):
-            data.loc[data["method"] == method, f"seed_{run.seed}"] = float(score)
+            dots = place + np.linspace(-0.2, 0.2, len(seeds))
+            axes.plot(seeds, dots, ls="", marker="o", ms=4, color=group.colour, alpha=0.6, mew=0)
+        interval(axes, row, place, group, capsize=4)
+        text = f"{row['mean']:{column.format}}"
+        at: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+        axes.annotate(text, (row["high"], place), **at)
+        for run, score in zip(group.runs, seeds, strict=True):
+            data.loc[data["method"] == group.name, f"seed_{run.seed}"] = float(score)
     axes.set_yticks(range(len(table)), list(table["title"]), parse_math=False)
     axes.set_ylim(len(table) - 0.5, -0.5)
-    axes.set_xlabel(column_of(metric).axis(int(table["k"].iloc[0])))
+    axes.set_xlabel(column.axis(k))
     axes.grid(axis="y", visible=False)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0), high + 0.06 * (high - min(low, 0)))
-    return finish(figure, data, f"{name} of every method: {note}.")
+    return finish(figure, data, f"{column.short(k)} of each: {note}.")
 
 
 VERDICT_STYLES = {
@@ -110,7 +100,7 @@ def verdicts(table: pd.DataFrame) -> RunFigure:
         if (shown["verdict"] == name).any()
     ]
     figure, grid = new_figure(
-        9.5, 0.34 * max(len(shown), 1) + 0.9, title="Claims and what the runs say", note=note, legends=[handles]
+        9.5, 0.34 * max(len(shown), 1) + 0.9, title="Claims and what the runs say", note=note, legend=handles
     )
     axes = grid[0, 0]
     ranged = shown["lowest"].notna()
@@ -149,27 +139,20 @@ def verdicts(table: pd.DataFrame) -> RunFigure:
 @kit_style
 def pass_at_k(runs: Sequence[Run], split: str = "test", *, label: Label | None = None) -> RunFigure:
     """Unbiased pass@k for k = 1 to the number of samples, with 95% bands."""
-    groups = stats.group(runs, label)
+    among = groups(runs, label)
     table = stats.pass_curve(runs, split, label=label)
     problems = stats.scores(runs, split, label=label)["problem"].nunique()
-    seeds = pd.DataFrame({"seeds": [len(members) for members in groups.values()], "method": list(groups)})
     # A table of many samples (evaluation_run.sample_all) names no split of its own.
-    where = next(iter(groups.values()))[0].evaluation(split)["split"].iloc[0]
-    note = f"{where} split, {problems} problems, {seed_counts(seeds)}; bands: {stats.OVER_BOTH}"
-    handles = []
-    for place, (name, members) in enumerate(groups.items()):
-        colour, marker = style_of(members[0], name, label, place)
-        handles.append(
-            Line2D([], [], color=colour, marker=marker, ms=5, lw=1.8, label=escaped(stats.title(name, members)))
-        )
-    figure, grid = new_figure(7.5, 3.4, title=f"pass@k on {where}", note=note, legends=[handles])
+    where = among[0].runs[0].evaluation(split)["split"].iloc[0]
+    note = f"{where} split, {problems} problems, {seeds_of(among)}; bands: {stats.OVER_BOTH}"
+    legend = method_handles(among, marker=True)
+    figure, grid = new_figure(7.5, 3.4, title=f"pass@k on {where}", note=note, legend=legend)
     axes = grid[0, 0]
-    for place, (name, members) in enumerate(groups.items()):
-        colour, marker = style_of(members[0], name, label, place)
-        part = table[table["method"] == name]
-        axes.fill_between(part["k"], part["low"], part["high"], color=colour, alpha=0.13, lw=0)
+    for group in among:
+        part = table[table["method"] == group.name]
+        axes.fill_between(part["k"], part["low"], part["high"], color=group.colour, alpha=0.13, lw=0)
         doubled = [place for place, k in enumerate(part["k"]) if int(k).bit_count() == 1]
-        axes.plot(part["k"], part["mean"], color=colour, lw=1.8, marker=marker, ms=4.5, markevery=doubled)
+        axes.plot(part["k"], part["mean"], color=group.colour, lw=1.8, marker=group.marker, ms=4.5, markevery=doubled)
     most = int(table["k"].max())
     if most > 2:
         axes.set_xscale("log", base=2)
@@ -177,7 +160,7 @@ def pass_at_k(runs: Sequence[Run], split: str = "test", *, label: Label | None =
         axes.set_xticks(ticks, [str(t) for t in ticks])
         axes.minorticks_off()
     axes.set(
-        xlabel="k (samples a problem, logarithmic)", ylabel="pass@k (share of problems solved)", ylim=(-0.02, 1.02)
+        xlabel="k (samples per problem, logarithmic)", ylabel="pass@k (share of problems solved)", ylim=(-0.02, 1.02)
     )
     caption = f"Unbiased pass@k (share of problems solved in k tries) against k: {note}."
     return finish(figure, table, caption)

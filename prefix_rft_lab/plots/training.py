@@ -1,13 +1,16 @@
-"""Figures of configs and of curves over training."""
+"""Figures of configs, and of curves over training: each a declaration of its panels, drawn by :func:`figure`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -16,43 +19,437 @@ from prefix_rft_lab.algorithm import schedules
 from prefix_rft_lab.analysis import stats
 from prefix_rft_lab.analysis.entropy_analysis import nll_and_reward
 from prefix_rft_lab.analysis.stats import Label
-from prefix_rft_lab.core import columns, rng
+from prefix_rft_lab.core import rng
+from prefix_rft_lab.core.columns import EVALUATIONS, METRICS, SHARES, column_of
 from prefix_rft_lab.core.config import ConfigError, RunConfig
 from prefix_rft_lab.core.errors import RunError
+from prefix_rft_lab.core.types import KIND_NAMES
 from prefix_rft_lab.plots.base import (
+    BEFORE,
     GREY,
-    KIND_SHADES,
-    KIND_STYLES,
     KIND_TITLES,
     OKABE_ITO,
+    Group,
+    Line,
     RunFigure,
-    Series,
-    axis_label,
     base_level,
-    capitalised,
-    collect,
-    draw_series,
+    draw_line,
+    draw_paths,
     finish,
     from_zero,
-    hard_count,
+    full_mean,
+    groups,
+    groups_of,
     k_of,
+    kind_handles,
     kit_style,
+    level,
+    lines_of,
     long_first,
     mark_stages,
     method_handles,
-    mixed,
     new_figure,
     note_of,
     nothing_recorded,
+    panel_title,
     problems_of,
-    running_mean,
-    short_label,
+    shade,
     smoothing_width,
     stage_note,
-    style_of,
     table_of,
 )
 from prefix_rft_lab.runs.run import Run
+
+STEP = METRICS["global_step"].label
+KINDS = tuple(reversed(KIND_NAMES.values()))
+
+
+# ---------------------------------------------------------------------- a figure is a list of panels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """One pair of axes: recorded columns against training step."""
+
+    columns: str | Mapping[str, str] = field(default_factory=dict)
+    """A recorded column, as :func:`prefix_rft_lab.analysis.stats.curves` takes it (``grad_norm``, ``evaluations.avg``); or
+    several: line style (a token kind; empty for a solid line) -> column."""
+    title: str = ""
+    y: str = ""
+    """Label of the y axis; if empty, label and unit of the first column."""
+    scale: Literal["zero", "share", "log", "free"] = "zero"
+    """How y runs: from 0; from 0 to 1 at most; logarithmic, without values of 0; free, with a line at 0."""
+    keep: Callable[[pd.DataFrame], pd.DataFrame] | None = None
+    """Transformation of the long table (group, seed, step, kind, column, value) before it is drawn."""
+    points: bool = False
+    """Markers at the values and no running mean; always so for evaluations."""
+    words: Mapping[str, str] = field(default_factory=lambda: KIND_TITLES)
+    """Line style -> what the legend calls it."""
+    each: bool = False
+    """A panel of this kind for every group, one below the other."""
+    say: Callable[[Group], str] = lambda group: f" ({group.seeds})"
+    """What stands behind a group's title where ``each`` has a panel."""
+    draw: Callable[[Axes, Sequence[Group]], pd.DataFrame | None] | None = None
+    """Draws what is no line of a column, last; may return rows for ``figure.data``."""
+    legend: Artist | None = None
+    """Entry for what ``draw`` draws."""
+
+    @property
+    def lines(self) -> Mapping[str, str]:
+        return {"": self.columns} if isinstance(self.columns, str) else self.columns
+
+    @property
+    def evaluated(self) -> bool:
+        return any(name.startswith("evaluations.") for name in self.lines.values())
+
+    def label(self, runs: Sequence[Run]) -> str:
+        """Of the y axis."""
+        first = next(iter(self.lines.values()), "")
+        name = first.removeprefix("evaluations.")
+        return self.y or column_of(name, "evaluations" if self.evaluated else "metrics").axis(k_of(runs))
+
+
+@kit_style
+def figure(
+    runs: Sequence[Run],
+    panels: Sequence[Panel],
+    *,
+    title: str,
+    label: Label | None = None,
+    note: str = "",
+    caption: str = "",
+) -> RunFigure:
+    """Draw recorded columns over training: the figures of the kit are calls of this, and so are one's own.
+
+    Panels stand side by side, or one below the other where one is drawn for each group; those without values are left out.
+
+    Args:
+        note: what the numbers are of, the first words of the line under the title.
+        caption: what the figure shows; the y axes against training step if empty.
+
+    Raises:
+        ConfigError: no runs, or configs that ``label`` does not name apart.
+        RunError: nothing is recorded yet.
+
+    For example the learning rate and the KL of each step, of two variants::
+
+        plots.figure(runs, [plots.Panel(columns="lr"), plots.Panel(columns="kl", scale="log")], title="Step sizes",
+                     label=lambda run: run.config.prefix.schedule)
+    """
+    among = groups(runs, label)
+    recorded = [(panel, lines_of(runs, panel.lines, label, panel.keep) if panel.lines else []) for panel in panels]
+    everything = [line for _, lines in recorded for line in lines]
+    if not everything:
+        names = (name.removeprefix("evaluations.") for panel in panels for name in panel.lines.values())
+        raise nothing_recorded(runs, " or ".join(dict.fromkeys(names)))
+    by_group = any(panel.each for panel in panels)
+    found: list[tuple[Panel, list[Line]]] = []
+    for panel, lines in recorded:
+        if panel.each:
+            for group in groups_of(lines):
+                named = replace(panel, title=group.title + panel.say(group))
+                found.append((named, [line for line in lines if line.group is group]))
+        elif lines or not panel.lines:
+            found.append((panel, lines))
+    evaluated = any(panel.evaluated for panel, _ in found)
+    width = smoothing_width([line for panel, lines in found for line in lines if not (panel.evaluated or panel.points)])
+    drawable = {group.name for group in groups_of(everything) if not (evaluated and group.method == "base")}
+    shown = [group for group in among if group.name in drawable]
+    legend = [] if by_group else method_handles(shown, marker=evaluated)
+    if evaluated:
+        legend.append(Line2D([], [], color=GREY, ls=(0, (4, 3)), lw=1, label="before training"))
+    for panel in panels:
+        kinds = {line.kind for other, lines in found if other.words is panel.words for line in lines} - {""}
+        legend += [entry for entry in kind_handles(kinds, panel.words) if entry.get_label() not in map(_name, legend)]
+        legend += [panel.legend] if panel.legend and any(other.draw is panel.draw for other, _ in found) else []
+    heights = [(2.3 if len(lines) > 2 else 1.4 if lines else 1.1) if by_group else 3.3 for _, lines in found]
+    note = note_of(everything, note, width)
+    drawn, grid = new_figure(
+        8.5 if len(found) > 1 and not by_group else 7.5, sum(heights) if by_group else 3.3, title=title, note=note,
+        legend=legend, sharex=True, **_shape(by_group, heights),
+    )  # fmt: skip
+    parts = []
+    for axes, (panel, lines) in zip(grid.flat, found, strict=True):
+        level(axes, base_level(runs, next(iter(panel.lines.values()))[12:]) if panel.evaluated else None)
+        smooth = 1 if panel.evaluated or panel.points else width
+        for line in long_first(lines):
+            if not (panel.evaluated and line.group.method == "base"):
+                _line(axes, line, panel, smooth, shaded=by_group and len(lines) > 2)
+        if by_group and lines:
+            mark_stages(axes, lines[0], text=True)
+        colour = lines[0].group.colour if panel.each else "black"
+        panel_title(axes, panel.title, color=colour, pad=3)
+        axes.set_ylabel(panel.label(runs))
+        level(axes, 0 if panel.scale == "free" else None, ls="-", lw=0.8)
+        table = table_of(lines, smooth)
+        parts.append(table.assign(panel=panel.title) if len(found) > 1 and not by_group else table)
+        extra = panel.draw(axes, among) if panel.draw else None
+        parts += [] if extra is None else [extra]
+    for scale in ("zero", "share"):
+        if own := [
+            axes for axes, (panel, lines) in zip(grid.flat, found, strict=True) if panel.scale == scale and lines
+        ]:
+            from_zero(own, share=scale == "share")
+    if by_group and panels[0].scale == "zero":
+        _cut_peaks(grid, found, width)
+    for axes in grid[-1]:
+        axes.set_xlabel(STEP)
+    caption = caption or "; ".join(dict.fromkeys(panel.label(runs) for panel, _ in found))
+    before = " Dashed grey: the policy before training." if evaluated else ""
+    stages = stage_note(groups_of(everything), ticks=not by_group)
+    return finish(
+        drawn, pd.concat(parts, ignore_index=True), f"{caption}, against training step; {note}.{before}{stages}"
+    )
+
+
+def _name(artist: Artist) -> object:
+    return artist.get_label()
+
+
+def _shape(by_group: bool, heights: Sequence[float]) -> dict[str, Any]:
+    return {"rows": len(heights), "height_ratios": heights} if by_group else {"columns": len(heights)}
+
+
+def _line(axes: Axes, line: Line, panel: Panel, width: int, *, shaded: bool) -> None:
+    if panel.scale == "log":
+        # Exactly 0 where every group scores alike: no gradient, and no place on a logarithmic axis.
+        line = replace(line, frame=line.frame.where(line.frame > 0))
+        if line.frame.isna().all(axis=None):
+            return
+        axes.set_yscale("log")
+    points = panel.evaluated or panel.points
+    marker: dict[str, Any] = {"marker": line.group.marker, "ms": 5, "mec": "white", "mew": 0.6} if points else {}
+    colour = shade(line.group.colour, line.kind if shaded else "")
+    draw_line(axes, line, width=width, colour=colour, breaks=panel.keep is not None and not points, **marker)
+    if not panel.each and (points or panel.scale == "log"):
+        mark_stages(axes, line, text=False)
+
+
+def _cut_peaks(grid: np.ndarray, found: Sequence[tuple[Panel, list[Line]]], width: int) -> None:
+    """A rare huge value at a single step would flatten everything else; the means are always inside."""
+    frames = [line.frame for _, lines in found for line in lines]
+    means = [full_mean(frame, width).max() for frame in frames]
+    top = max(*means, *(float(np.nanpercentile(frame, 99.5)) for frame in frames)) * 1.12
+    for axes, (panel, _) in zip(grid.flat, found, strict=True):
+        if panel.each:
+            axes.set_ylim(0, top if top > 0 else 1)
+
+
+# ---------------------------------------------------------------------- curves over training
+
+
+def learning_curves(runs: Sequence[Run], metric: str = "avg", *, label: Label | None = None) -> RunFigure:
+    """An evaluation column (``avg``, ``pass``, ``greedy``, ``hard.avg``, ``tokens``...) on the validation split over
+    training steps, with the base policy's level."""
+    shown, where = column_of(metric).short(k_of(runs)), f"validation split, {problems_of(runs)}"
+    if metric.startswith("hard."):
+        tries = "/".join(str(n) for n in sorted({run.config.evaluation.hard_tries for run in runs}))
+        shown += " on Train-hard"
+        where = f"{problems_of(runs, 'hard')} of the training split that the base policy never solved in {tries} tries"
+    scale: Literal["share", "zero"] = "share" if metric.rpartition(".")[2] in SHARES else "zero"
+    panel = Panel(columns=f"evaluations.{metric}", scale=scale)
+    return figure(runs, [panel], title=f"{_capital(shown)} over training", label=label, note=where)
+
+
+def _capital(text: str) -> str:
+    """With a capital, unless it is a symbol such as avg@8."""
+    return text if "@" in text else text[:1].upper() + text[1:]
+
+
+def policy_entropy(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
+    """Mean entropy (nats) of sampled validation responses over training, every method on one axis."""
+    panel = Panel(columns="evaluations.entropy")
+    where = f"validation split, {problems_of(runs)}"
+    return figure(runs, [panel], title="Policy entropy over training", label=label, note=where)
+
+
+def entropy_dynamics(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
+    """The signature figure: entropy by token kind over training, a panel per method, above the prefix-ratio window.
+
+    Entropies are of the training rows (nats over the full vocabulary, before each update); a method without tokens of
+    a kind has no line for it.
+    """
+    panels = [Panel(columns={kind: f"entropy_{kind}" for kind in KINDS}, each=True)]
+    if any("prefix_ratio_low" in stats.records(run, "metrics") for run in runs):
+        window = Patch(facecolor=GREY, alpha=0.25, label="prefix-ratio window")
+        title = "Window of prefix ratios, and the mean ratio drawn"
+        panels.append(Panel(title=title, y="prefix ratio", draw=_windows, legend=window))
+    caption = "Mean entropy in nats of the training rows' tokens by kind, one panel per method"
+    caption += ", above the window of prefix ratios (0 to 1) on the same axis" if len(panels) == 2 else ""
+    title = "Entropy by token kind over training"
+    return figure(runs, panels, title=title, label=label, note="tokens of the training rows", caption=caption)
+
+
+def _windows(axes: Axes, among: Sequence[Group]) -> pd.DataFrame:
+    parts = []
+    for group in among:
+        names = ("prefix_ratio_low", "prefix_ratio_high", "prefix_ratio")
+        frames = [stats.seed_curves(group.runs, name, "metrics") for name in names]
+        if frames[0].empty:
+            continue
+        low, high, mean = (frame.mean(axis=1) for frame in frames)
+        axes.fill_between(low.index, low, high, color=group.colour, alpha=0.22, lw=0)
+        axes.plot(mean.index, mean, color=group.colour, lw=0.9)
+        table = pd.DataFrame({"mean": mean.reindex(low.index), "low": low, "high": high}).reset_index()
+        parts.append(table.assign(method=group.name, series="prefix_ratio"))
+    axes.set_ylim(0, 1)
+    return pd.concat(parts)
+
+
+def rewards(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
+    """Mean reward of training rows without and with a prefix, and how often the prefix already shows the answer."""
+    shown = {"prefix": "answer already in the prefix"}
+    panels = [
+        Panel(columns="reward_plain", title="Rows without a prefix", scale="share"),
+        Panel(
+            columns={"": "reward_hybrid", "prefix": "answer_in_prefix"},
+            title="Rows with a prefix",
+            scale="share",
+            words=shown,
+        ),
+    ]
+    return figure(runs, panels, title="Training reward", label=label, note="mean score of a step's rows")
+
+
+def lengths(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
+    """Response length in tokens: on validation problems, and of training rows without and with a prefix."""
+    names = ("rows without a prefix", "rows with a prefix (prefix included)", "the prefix alone")
+    columns = ("plain_tokens", "hybrid_tokens", "prefix_tokens")
+    panels = [
+        Panel(columns="evaluations.tokens", title="Validation"),
+        Panel(
+            columns=dict(zip(KINDS, columns, strict=True)),
+            title="Training rows",
+            words=dict(zip(KINDS, names, strict=True)),
+        ),
+    ]
+    return figure(runs, panels, title="Response length", label=label, caption="Mean response length in tokens")
+
+
+def loss(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
+    """The loss of every update, supervised stages (NLL) apart from policy-gradient stages: their units differ."""
+
+    def part(sampled: bool) -> Callable[[pd.DataFrame], pd.DataFrame]:
+        """Steps that sampled rows, or the others."""
+        rewarded = stats.curves(runs, ["reward"], label=label).set_index(["group", "seed", "step"]).index
+        return lambda table: table[table.set_index(["group", "seed", "step"]).index.isin(rewarded) == sampled]
+
+    panels = [
+        Panel(columns="loss", title="Supervised stages", y="NLL (nats/token)", keep=part(False)),
+        Panel(
+            columns="loss",
+            title="Policy-gradient stages",
+            y="surrogate loss (sum / rows × max. tokens)",
+            keep=part(True),
+            scale="free",
+        ),
+    ]
+    caption = (
+        "Loss of each update; supervised stages in nats per token, policy-gradient stages as the clipped surrogate, which "
+        "isn't meant to fall"
+    )
+    return figure(runs, panels, title="Loss", label=label, caption=caption)
+
+
+def gradient_norm(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
+    """Global gradient norm before clipping, on a logarithmic axis, with the clip of the configs."""
+
+    def clips(axes: Axes, among: Sequence[Group]) -> None:
+        lowest, highest = axes.get_ylim()
+        for clip in sorted({run.config.rl.grad_clip for run in runs} | {run.config.sft.grad_clip for run in runs}):
+            if lowest < clip < highest:
+                level(axes, clip)
+                axes.annotate(
+                    f"clip {clip:g}", (1, clip), xycoords=("axes fraction", "data"), xytext=(-3, 3),
+                    textcoords="offset points", fontsize=7.5, color=GREY, ha="right",
+                )  # fmt: skip
+
+    caption = "Global gradient norm (logarithmic) before clipping, updates without any gradient left out"
+    panel = Panel(columns="grad_norm", scale="log", draw=clips)
+    return figure(runs, [panel], title="Gradient norm", label=label, note="before clipping", caption=caption)
+
+
+def gradient_by_kind(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
+    """How much of an update each token kind makes: the gradient norm of its loss alone, and its share of the tokens.
+
+    One panel per method that trains demonstration tokens beside sampled ones; norms before clipping, logarithmic, at the steps
+    that ``records.diagnostics_every`` chose. The paper reports a doubled norm from prefixes that are 5 to 10% of the tokens.
+    """
+
+    def beside(table: pd.DataFrame) -> pd.DataFrame:
+        table = table[table["value"] > 0]
+        prefixes = table.loc[table["kind"] == "prefix", ["group", "step"]].drop_duplicates()
+        both = table[table["kind"] != "prefix"].merge(prefixes, on=["group", "step"])["group"]
+        return table[table["group"].isin(both)]
+
+    def say(group: Group) -> str:
+        share = stats.seed_curves(group.runs, "prefix_share", "metrics").mean(axis=1).mean()
+        return f" ({group.seeds}); {share:.0%} of the tokens are of a demonstration"
+
+    columns = {kind: f"grad_norm_{kind}" for kind in KINDS}
+    if beside(stats.curves(runs, list(columns.values()), label=label)).empty:
+        raise nothing_recorded(runs, "gradient norms of prefixes beside those of sampled tokens (grad_norm_<kind>)")
+    panel = Panel(columns=columns, scale="log", keep=beside, points=True, each=True, say=say)
+    caption = (
+        "Gradient norm (logarithmic) of the loss of one token kind alone, before clipping, steps where a kind has no "
+        "gradient left out"
+    )
+    note = "each kind's loss alone, before clipping"
+    return figure(runs, [panel], title="Gradient norm by token kind", label=label, note=note, caption=caption)
+
+
+@kit_style
+def nll_against_reward(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
+    """How well a policy imitates against how well it solves: NLL of the training demonstrations and avg@k, a point per
+    evaluation, joined in the order of training.
+
+    All: validation score against NLL of the probed training demonstrations. Train-hard: both on the training problems
+    that the base policy never solved.
+    """
+    parts = []
+    for group in groups(runs, label):
+        for run in group.runs if group.method != "base" else ():
+            try:
+                parts.append(nll_and_reward(run.evaluations).assign(method=group.name, seed=run.seed))
+            except RunError:  # recorded none
+                continue
+    if not parts:
+        raise nothing_recorded(runs, "demonstration NLLs beside scores (demonstration_nll, avg)")
+    table = pd.concat(parts, ignore_index=True).rename(columns={"nll": "demonstration_nll", "reward": "avg"})
+    panels = {"all": "All problems", "train_hard": f"Train-hard ({problems_of(runs, 'hard')})"}
+    panels = {key: name for key, name in panels.items() if (table["problems"] == key).any()}
+    lines = lines_of(runs, {"": "evaluations.avg", "hard": "evaluations.hard.avg"}, label)
+    lines = [line for line in lines if (table["method"] == line.group.name).any()]
+    everyone = groups_of(lines)
+    drawn, grid = new_figure(
+        8.5 if len(panels) == 2 else 6,
+        3.4,
+        title="Imitating and solving: demonstration NLL against score",
+        note=note_of(lines, "a point per evaluation, joined in training order; logarithmic x"),
+        legend=[*method_handles(everyone), Line2D([], [], **BEFORE)],  # type: ignore[arg-type]
+        columns=len(panels),
+        sharey=True,
+    )
+    for axes, (key, name) in zip(grid[0], panels.items(), strict=True):
+        own = table[table["problems"] == key]
+        draw_paths(axes, own, [g for g in everyone if (own["method"] == g.name).any()], "demonstration_nll", "avg")
+        axes.set_xscale("log")
+        lowest, highest = axes.get_xlim()
+        # 1, 2, 5 would run into each other over more than two decades.
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest < 100 * lowest else (1,)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        panel_title(axes, name)
+        axes.set_xlabel(EVALUATIONS["demonstration_nll"].axis())
+    from_zero(list(grid[0]), share=True)
+    score = EVALUATIONS["avg"].axis(k_of(runs))
+    grid[0, 0].set_ylabel(score)
+    caption = (
+        f"{score} against the token-mean NLL (nats, logarithmic) of training demonstrations, a point per evaluation, joined "
+        f"in the order of training. {note_of(lines, problems_of(runs))}.{stage_note(everyone, ticks=False)}"
+    )
+    return finish(drawn, table, caption)
+
 
 # ---------------------------------------------------------------------- figures of single configs
 
@@ -67,38 +464,29 @@ def schedule(config: RunConfig, *, samples: bool = True) -> RunFigure:
     """
     prefix = schedules.of_run(config)
     steps = np.arange(max(config.rl.steps, 1))
-    window = np.array([schedules.ratio_window(prefix, int(step)) for step in steps])
-    mean = np.array([schedules.mean_ratio(prefix, int(step)) for step in steps])
+    low, high = np.array([schedules.ratio_window(prefix, int(step)) for step in steps]).T
+    mean = [schedules.mean_ratio(prefix, int(step)) for step in steps]
     note = (
         f"{prefix.schedule} schedule, window [{prefix.low:g}, {prefix.high:g}], decay over "
         f"{prefix.decay_steps} steps, Beta({prefix.alpha:g}, {prefix.beta:g})"
     )
-    handles: list[Artist] = [
+    legend: list[Artist] = [
         Patch(facecolor=OKABE_ITO["sky"], alpha=0.3, label="window"),
         Line2D([], [], color=OKABE_ITO["blue"], label="expected ratio"),
     ]
-    data = pd.DataFrame({"step": steps, "low": window[:, 0], "high": window[:, 1], "mean": mean})
-    draws = np.empty((0, len(steps)))
-    if samples:
-        draws = np.array(
-            [
-                [schedules.sample_ratio(prefix, int(step), _ratio_draws(config, int(step), problem)) for step in steps]
-                for problem in range(4)
-            ]
-        )
-        data = data.assign(**{f"drawn_{problem}": row for problem, row in enumerate(draws)})
-        handles.append(
-            Line2D([], [], ls="", marker=".", color=GREY, label=f"drawn ratios ({len(draws)} problems a step)")
-        )
-    figure, grid = new_figure(7.5, 3.2, title="Prefix ratio over training", note=note, legends=[handles])
+    draws = {f"drawn_{n}": [_ratio(config, int(step), n) for step in steps] for n in range(4 if samples else 0)}
+    if draws:
+        text = f"drawn ratios ({len(draws)} problems per step)"
+        legend.append(Line2D([], [], ls="", marker=".", color=GREY, label=text))
+    drawn, grid = new_figure(7.5, 3.2, title="Prefix ratio over training", note=note, legend=legend)
     axes = grid[0, 0]
-    axes.fill_between(steps, window[:, 0], window[:, 1], color=OKABE_ITO["sky"], alpha=0.3, lw=0)
+    axes.fill_between(steps, low, high, color=OKABE_ITO["sky"], alpha=0.3, lw=0)
     axes.plot(steps, mean, color=OKABE_ITO["blue"], lw=2)
-    for row in draws:
+    for row in draws.values():
         axes.plot(steps, row, ls="", marker=".", ms=2.5, color=GREY, alpha=0.6, mew=0)
     axes.set(xlabel="RL step", ylabel="prefix ratio\n(share of the demonstration)", ylim=(-0.02, 1.02))
-    caption = f"Prefix ratio (share of the demonstration's tokens, 0 to 1) against RL step: {note}."
-    return finish(figure, data, caption)
+    data = pd.DataFrame({"step": steps, "low": low, "high": high, "mean": mean, **draws})
+    return finish(drawn, data, f"Prefix ratio (share of the demonstration's tokens, 0 to 1) against RL step: {note}.")
 
 
 @kit_style
@@ -117,511 +505,39 @@ def prefix_lengths(config: RunConfig, demonstration_tokens: Sequence[int]) -> Ru
     chosen = [lengths[i] for i in np.unique(np.linspace(0, len(lengths) - 1, min(200, len(lengths))).astype(int))]
     # A few demonstrations are each drawn several times, or chance would show more than the schedule.
     rounds = math.ceil(200 / len(chosen))
-    prefix = schedules.of_run(config)
     count = max(config.rl.steps, 1)
     steps = np.unique(np.linspace(0, count - 1, min(60, count)).astype(int))
+    least = config.prefix.min_tokens
     table = np.array(
         [
-            [
-                schedules.prefix_length(
-                    schedules.sample_ratio(prefix, int(step), _ratio_draws(config, int(step), i)),
-                    n,
-                    config.prefix.min_tokens,
-                )
-                for i, n in enumerate(chosen * rounds)
-            ]
-            for step in steps
+            [schedules.prefix_length(_ratio(config, int(s), i), n, least) for i, n in enumerate(chosen * rounds)]
+            for s in steps
         ]
     )
-    quantiles = np.percentile(table, [10, 25, 50, 75, 90], axis=1)
-    data = pd.DataFrame(
-        {"step": steps, **{f"p{p}": row for p, row in zip((10, 25, 50, 75, 90), quantiles, strict=True)}}
-    ).assign(mean=table.mean(axis=1), demonstration_mean=float(np.mean(chosen)))
+    shares = (10, 25, 50, 75, 90)
+    data = pd.DataFrame(np.percentile(table, shares, axis=1).T, columns=[f"p{p}" for p in shares])
+    data.insert(0, "step", steps)
+    data = data.assign(mean=table.mean(axis=1), demonstration_mean=float(np.mean(chosen)))
     note = f"{len(chosen)} demonstrations of {min(chosen)} to {max(chosen)} tokens, {len(chosen) * rounds} draws at each of {len(steps)} steps"
-    handles = [
+    legend = [
         Patch(facecolor=OKABE_ITO["sky"], alpha=0.25, label="10% to 90%"),
         Patch(facecolor=OKABE_ITO["sky"], alpha=0.6, label="25% to 75%"),
         Line2D([], [], color=OKABE_ITO["blue"], lw=2, label="median prefix"),
         Line2D([], [], color=GREY, ls="--", label="mean demonstration"),
     ]
-    figure, grid = new_figure(7.5, 3.2, title="Prefix length over training", note=note, legends=[handles])
+    drawn, grid = new_figure(7.5, 3.2, title="Prefix length over training", note=note, legend=legend)
     axes = grid[0, 0]
-    axes.fill_between(steps, quantiles[0], quantiles[4], color=OKABE_ITO["sky"], alpha=0.25, lw=0)
-    axes.fill_between(steps, quantiles[1], quantiles[3], color=OKABE_ITO["sky"], alpha=0.45, lw=0)
-    axes.plot(steps, quantiles[2], color=OKABE_ITO["blue"], lw=2)
-    axes.axhline(np.mean(chosen), color=GREY, ls="--", lw=1)
+    axes.fill_between(steps, data["p10"], data["p90"], color=OKABE_ITO["sky"], alpha=0.25, lw=0)
+    axes.fill_between(steps, data["p25"], data["p75"], color=OKABE_ITO["sky"], alpha=0.45, lw=0)
+    axes.plot(steps, data["p50"], color=OKABE_ITO["blue"], lw=2)
+    level(axes, float(np.mean(chosen)), ls="--")
     axes.set(xlabel="RL step", ylabel="prefix length (tokens)")
     axes.set_ylim(bottom=0)
-    return finish(figure, data, f"Prefix length in tokens against RL step: {note}.")
+    return finish(drawn, data, f"Prefix length in tokens against RL step: {note}.")
 
 
-def _ratio_draws(config: RunConfig, step: int, problem: int) -> np.random.Generator:
-    # The key of the first hybrid row, as prefixes.hybrid_rows draws it.
+def _ratio(config: RunConfig, step: int, problem: int) -> float:
+    """Drawn with the key of the first hybrid row, as ``prefixes.hybrid_rows`` draws it."""
     row = config.rollout.rows_per_problem - max(config.rollout.hybrid_rows, 1)
-    return rng.generator(config.seed, "prefix_ratio", step, problem, row)
-
-
-# ---------------------------------------------------------------------- curves over training
-
-
-@kit_style
-def learning_curves(runs: Sequence[Run], metric: str = "avg", *, label: Label | None = None) -> RunFigure:
-    """An evaluation column (``avg``, ``pass``, ``greedy``, ``hard.avg``, ``tokens``...) on the validation split over
-    training steps, with the base policy's level."""
-    name = metric.rpartition(".")[2]
-    shown = short_label(metric, runs)
-    if metric.startswith("hard."):
-        tries = "/".join(str(n) for n in sorted({run.config.evaluation.hard_tries for run in runs}))
-        return _evaluation_figure(
-            runs,
-            metric,
-            label,
-            title=f"{shown} on Train-hard over training",
-            where=f"{hard_count(runs)} of the training split that the base policy never solved in {tries} tries",
-        )
-    return _evaluation_figure(
-        runs, metric, label, title=capitalised(f"{shown} over training", only=name not in columns.SHARES)
-    )
-
-
-@kit_style
-def policy_entropy(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
-    """Mean entropy (nats) of sampled validation responses over training, every method on one axis."""
-    return _evaluation_figure(runs, "entropy", label, title="Policy entropy over training")
-
-
-@kit_style
-def _evaluation_figure(
-    runs: Sequence[Run], column: str, label: Label | None, *, title: str, where: str = ""
-) -> RunFigure:
-    series = collect(runs, label, [("", column, "evaluations")])
-    what = axis_label(column, runs)
-    where = where or f"validation split, {problems_of(runs)}"
-    figure, grid = new_figure(
-        7.5,
-        3.6,
-        title=title,
-        note=note_of(series, where),
-        legends=[method_handles(series, base_line=True)],
-    )
-    axes = grid[0, 0]
-    name = column.rpartition(".")[2]
-    base = base_level(runs, column)
-    if base is not None:
-        axes.axhline(base, color=GREY, ls=(0, (4, 3)), lw=1)
-    for one in long_first(series):
-        if one.method != "base":
-            draw_series(axes, one, marker=True)
-            mark_stages(axes, [one], text=False)
-    axes.set(xlabel="training step (all stages)", ylabel=what)
-    from_zero([axes], share=name in columns.SHARES)
-    caption = (
-        f"{capitalised(what, only=name not in columns.SHARES)} against training step; {note_of(series, where)}. "
-        f"Dashed grey: the policy before training.{stage_note(series)}"
-    )
-    return finish(figure, table_of(series), caption)
-
-
-@kit_style
-def entropy_dynamics(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
-    """The signature figure: entropy by token kind over training, a panel a method, above the prefix-ratio window.
-
-    Entropies are of the training rows (nats over the full vocabulary, before each update); a method without tokens of
-    a kind has no line for it.
-    """
-    kinds = [(kind, f"entropy_{kind}", "metrics") for kind in KIND_STYLES if kind != "demonstration"]
-    series = collect(runs, label, kinds)
-    names = list(dict.fromkeys(one.name for one in series))
-    windows = {
-        name: members
-        for name, members in stats.group(runs, label).items()
-        if any("prefix_ratio_low" in stats.records(run, "metrics") for run in members)
-    }
-    width = smoothing_width(series)
-    # The method with several kinds of token is what one comes to see.
-    heights = [2.3 if sum(one.name == name for one in series) > 2 else 1.25 for name in names]
-    heights += [1.1] if windows else []
-    shown_kinds = [kind for kind in KIND_STYLES if any(one.kind == kind for one in series)]
-    handles: list[Artist] = [
-        Line2D([], [], color="black", ls=KIND_STYLES[kind], lw=1.8, label=KIND_TITLES[kind]) for kind in shown_kinds
-    ]
-    if windows:
-        handles.append(Patch(facecolor=GREY, alpha=0.25, label="prefix-ratio window"))
-    figure, grid = new_figure(
-        7.5,
-        sum(heights) + 0.2,
-        title="Entropy by token kind over training",
-        note=note_of(series, "tokens of the training rows", width),
-        legends=[handles],
-        rows=len(names) + bool(windows),
-        heights=heights,
-        sharex=True,
-    )
-    # A rare huge value at a single step would flatten everything else; the means are always inside.
-    top = max(
-        max(float(running_mean(one.frame.mean(axis=1), width).max()), float(np.nanpercentile(one.frame, 99.5)))
-        for one in series
-    )
-    for axes, name in zip(grid[:, 0], names, strict=False):
-        own = [one for one in series if one.name == name]
-        for one in own:
-            shade = mixed(one.colour, *KIND_SHADES[one.kind]) if len({o.kind for o in own}) > 2 else one.colour
-            draw_series(axes, Series(**{**one.__dict__, "colour": shade}), width=width, thin=0.18)
-        mark_stages(axes, own)
-        axes.set_ylim(0, top * 1.12 if top > 0 else 1)
-        axes.set_ylabel("entropy (nats)")
-        axes.set_title(f"{own[0].title} ({own[0].seeds})", loc="left", fontsize=9.5, color=own[0].colour, pad=3)
-    parts = [table_of(series, width)]
-    if windows:
-        axes = grid[-1, 0]
-        for name, members in windows.items():
-            colour, _ = style_of(members[0], name, label)
-            low, high, mean = (
-                stats.seed_curves(members, column, "metrics").mean(axis=1)
-                for column in ("prefix_ratio_low", "prefix_ratio_high", "prefix_ratio")
-            )
-            axes.fill_between(low.index, low, high, color=colour, alpha=0.22, lw=0)
-            axes.plot(mean.index, mean, color=colour, lw=0.9)
-            parts.append(
-                pd.DataFrame(
-                    {
-                        "method": name,
-                        "series": "prefix_ratio",
-                        "global_step": low.index,
-                        "mean": mean.reindex(low.index).to_numpy(),
-                        "low": low.to_numpy(),
-                        "high": high.to_numpy(),
-                    }
-                )
-            )
-        axes.set(ylim=(0, 1), ylabel="prefix ratio")
-        axes.set_title("Window of prefix ratios, and the mean ratio drawn", loc="left", fontsize=9.5, pad=3)
-    grid[-1, 0].set_xlabel("training step (all stages)")
-    caption = (
-        f"Mean entropy in nats of the training rows' tokens by kind, one panel a method, against training step"
-        f"{', above the window of prefix ratios (0 to 1) on the same axis' if windows else ''}. {note_of(series, '', width)}."
-    )
-    return finish(figure, pd.concat(parts, ignore_index=True), caption)
-
-
-@kit_style
-def rewards(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
-    """Mean reward of training rows without and with a prefix, and how often the prefix already shows the answer."""
-    columns = [
-        ("on_policy", "reward_plain", "metrics"),
-        ("continuation", "reward_hybrid", "metrics"),
-        ("prefix", "answer_in_prefix", "metrics"),
-    ]
-    series = collect(runs, label, columns)
-    panels = {"on_policy": "Rows without a prefix", "continuation": "Rows with a prefix"}
-    if not any(one.kind == "continuation" for one in series):
-        del panels["continuation"]
-    width = smoothing_width(series)
-    handles = method_handles(series)
-    extra: list[Artist] = [
-        Line2D([], [], color="black", ls=KIND_STYLES["prefix"], label="answer already in the prefix")
-    ]
-    figure, grid = new_figure(
-        8.5 if len(panels) == 2 else 6,
-        3.1,
-        title="Training reward",
-        note=note_of(series, "mean score of a step's rows", width),
-        legends=[handles, extra] if len(panels) == 2 else [handles],
-        columns=len(panels),
-        sharex=True,
-        sharey=True,
-    )
-    for axes, (kind, name) in zip(grid[0], panels.items(), strict=True):
-        for one in long_first(series):
-            if one.kind == kind or (kind == "continuation" and one.kind == "prefix"):
-                style = KIND_STYLES["prefix"] if one.kind == "prefix" else "-"
-                draw_series(axes, one, width=width, style=style)
-        axes.set_title(name, loc="left", fontsize=9.5)
-        axes.set(xlabel="training step (all stages)", ylim=(-0.02, 1.02))
-    grid[0, 0].set_ylabel("mean reward (0 to 1)")
-    caption = (
-        "Mean reward (0 to 1) of training rows without "
-        f"{'and with ' if len(panels) == 2 else ''}a prefix against training step. {note_of(series, '', width)}."
-    )
-    return finish(figure, table_of(series, width), caption)
-
-
-@kit_style
-def lengths(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
-    """Response length in tokens: on validation problems, and of training rows without and with a prefix."""
-    evaluated = collect(runs, label, [("", "tokens", "evaluations")], required=False)
-    trained = collect(
-        runs,
-        label,
-        [
-            ("on_policy", "plain_tokens", "metrics"),
-            ("continuation", "hybrid_tokens", "metrics"),
-            ("prefix", "prefix_tokens", "metrics"),
-        ],
-        required=False,
-    )
-    if not evaluated and not trained:
-        raise nothing_recorded(runs, "response lengths")
-    width = smoothing_width(trained)
-    kinds: list[Artist] = [
-        Line2D([], [], color="black", ls=KIND_STYLES[kind], label=text)
-        for kind, text in (
-            ("on_policy", "rows without a prefix"),
-            ("continuation", "rows with a prefix (prefix included)"),
-            ("prefix", "the prefix alone"),
-        )
-        if any(one.kind == kind for one in trained)
-    ]
-    panels = [(title, part) for title, part in (("Validation", evaluated), ("Training rows", trained)) if part]
-    figure, grid = new_figure(
-        8.5 if len(panels) == 2 else 6,
-        3.1,
-        title="Response length",
-        note=note_of(evaluated or trained, "", width if trained else 1),
-        legends=[method_handles(evaluated or trained, base_line=bool(evaluated)), kinds],
-        columns=len(panels),
-        sharex=True,
-        sharey=True,
-    )
-    for axes, (title, part) in zip(grid[0], panels, strict=True):
-        for one in long_first(part):
-            if one.method != "base":
-                draw_series(axes, one, width=width if part is trained else 1, marker=part is evaluated)
-        base = base_level(runs, "tokens") if part is evaluated else None
-        if base is not None:
-            axes.axhline(base, color=GREY, ls=(0, (4, 3)), lw=1)
-        axes.set_title(title, loc="left", fontsize=9.5)
-        axes.set_xlabel("training step (all stages)")
-    from_zero(list(grid[0]))
-    grid[0, 0].set_ylabel("length (tokens)")
-    caption = f"Mean response length in tokens against training step. {note_of(evaluated or trained, '', width)}."
-    data = pd.concat([table_of(part, width if part is trained else 1) for _, part in panels], ignore_index=True)
-    return finish(figure, data, caption)
-
-
-@kit_style
-def loss(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
-    """The loss of every update, supervised stages (NLL) apart from policy-gradient stages: their units differ."""
-    series = collect(runs, label, [("", "loss", "metrics")])
-    parts: dict[str, list[Series]] = {"supervised": [], "policy": []}
-    for one in series:
-        members = stats.group(runs, label)[one.name]
-        reward = stats.seed_curves(members, "reward", "metrics").reindex(
-            index=one.frame.index, columns=one.frame.columns
-        )
-        for kind, kept in (("supervised", reward.isna()), ("policy", reward.notna())):
-            frame = one.frame.where(kept).dropna(how="all")
-            if not frame.empty:
-                parts[kind].append(Series(**{**one.__dict__, "frame": frame, "column": f"loss ({kind})"}))
-    panels = [
-        (title, unit, parts[kind])
-        for kind, title, unit in (
-            ("supervised", "Supervised stages", "NLL (nats/token)"),
-            ("policy", "Policy-gradient stages", "surrogate loss (sum / rows × max. tokens)"),
-        )
-        if parts[kind]
-    ]
-    width = smoothing_width(series)
-    figure, grid = new_figure(
-        8.5 if len(panels) == 2 else 6,
-        3.1,
-        title="Loss",
-        note=note_of(series, "", width),
-        legends=[method_handles(series)],
-        columns=len(panels),
-    )
-    for axes, (title, unit, part) in zip(grid[0], panels, strict=True):
-        for one in long_first(part):
-            draw_series(axes, one, width=width, breaks=True)
-        axes.set_title(title, loc="left", fontsize=9.5)
-        axes.set(xlabel="training step (all stages)", ylabel=unit)
-        if unit.startswith("NLL"):
-            axes.set_ylim(bottom=0)
-        else:
-            axes.axhline(0, color=GREY, lw=0.8)
-    caption = (
-        "Loss of each update against training step; supervised stages in nats per token, policy-gradient stages as the "
-        f"clipped surrogate, which isn't meant to fall. {note_of(series, '', width)}."
-    )
-    return finish(figure, table_of([one for *_, part in panels for one in part], width), caption)
-
-
-@kit_style
-def gradient_norm(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
-    """Global gradient norm before clipping, on a logarithmic axis, with the clip of the configs."""
-    series = collect(runs, label, [("", "grad_norm", "metrics")])
-    width = smoothing_width(series)
-    figure, grid = new_figure(
-        7.5,
-        3.2,
-        title="Gradient norm",
-        note=note_of(series, "before clipping", width),
-        legends=[method_handles(series)],
-    )
-    axes = grid[0, 0]
-    positive = False
-    for one in long_first(series):
-        # Exactly zero where every group scores alike: no gradient, and no place on a logarithmic axis.
-        shown = Series(**{**one.__dict__, "frame": one.frame.where(one.frame > 0)})
-        if shown.frame.notna().any(axis=None):
-            positive = True
-            draw_series(axes, shown, width=width)
-            mark_stages(axes, [one], text=False)
-    if positive:
-        axes.set_yscale("log")
-    axes.set(xlabel="training step (all stages)", ylabel="global L2 norm (before clipping)")
-    clips = sorted({run.config.rl.grad_clip for run in runs} | {run.config.sft.grad_clip for run in runs})
-    lowest, highest = axes.get_ylim()
-    for clip in clips:
-        if lowest < clip < highest:
-            axes.axhline(clip, color=GREY, ls=(0, (4, 3)), lw=1)
-            axes.annotate(
-                f"clip {clip:g}", (1, clip), xycoords=("axes fraction", "data"), xytext=(-3, 3),
-                textcoords="offset points", fontsize=7.5, color=GREY, ha="right",
-            )  # fmt: skip
-    caption = (
-        "Global gradient norm (logarithmic) before clipping against training step; updates without any gradient are left "
-        f"out. {note_of(series, '', width)}.{stage_note(series)}"
-    )
-    return finish(figure, table_of(series, width), caption)
-
-
-@kit_style
-def gradient_by_kind(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
-    """How much of an update each token kind makes: the gradient norm of its loss alone, and its share of the tokens.
-
-    One panel a method that trains demonstration tokens beside sampled ones; norms before clipping, logarithmic, at the steps
-    that ``records.diagnostics_every`` chose. The paper reports a doubled norm from prefixes that are 5 to 10% of the tokens.
-    """
-    kinds = [(kind, f"grad_norm_{kind}", "metrics") for kind in KIND_STYLES if kind != "demonstration"]
-    found = [
-        Series(**{**one.__dict__, "frame": one.frame.where(one.frame > 0).dropna(how="all")})
-        for one in collect(runs, label, kinds)
-    ]
-    prefixes = {one.name: one.frame.index for one in found if one.kind == "prefix"}
-    beside = {
-        one.name
-        for one in found
-        if one.kind != "prefix" and len(one.frame.index.intersection(prefixes.get(one.name, [])))
-    }
-    series = [one for one in found if one.name in beside and len(one.frame)]
-    if not series:
-        raise nothing_recorded(runs, "gradient norms of prefixes beside those of sampled tokens (grad_norm_<kind>)")
-    names = list(dict.fromkeys(one.name for one in series))
-    groups = stats.group(runs, label)
-    shown_kinds = [kind for kind in KIND_STYLES if any(one.kind == kind for one in series)]
-    figure, grid = new_figure(
-        7.5,
-        1.9 * len(names) + 0.3,
-        title="Gradient norm by token kind",
-        note=note_of(series, "each kind's loss alone, before clipping"),
-        legends=[[Line2D([], [], color="black", ls=KIND_STYLES[k], lw=1.8, label=KIND_TITLES[k]) for k in shown_kinds]],
-        rows=len(names),
-        sharex=True,
-    )
-    for axes, name in zip(grid[:, 0], names, strict=True):
-        own = [one for one in series if one.name == name]
-        for one in own:
-            shade = mixed(one.colour, *KIND_SHADES[one.kind]) if len(own) > 2 else one.colour
-            draw_series(axes, Series(**{**one.__dict__, "colour": shade}), marker=True)
-        share = stats.seed_curves(groups[name], "prefix_share", "metrics").mean(axis=1).mean()
-        axes.set_yscale("log")
-        axes.set_ylabel("L2 norm")
-        axes.set_title(
-            f"{own[0].title} ({own[0].seeds}); {share:.0%} of the tokens are of a demonstration",
-            loc="left", fontsize=9.5, color=own[0].colour, pad=3,
-        )  # fmt: skip
-    grid[-1, 0].set_xlabel("training step (all stages)")
-    caption = (
-        "Gradient norm (logarithmic) of the loss of one token kind alone, before clipping, against training step; steps where a "
-        f"kind has no gradient are left out. {note_of(series)}."
-    )
-    return finish(figure, table_of(series), caption)
-
-
-@kit_style
-def nll_against_reward(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
-    """How well a policy imitates against how well it solves: NLL of the training demonstrations and avg@k, a point an
-    evaluation, joined in the order of training.
-
-    All: validation score against NLL of the probed training demonstrations. Train-hard: both on the training problems
-    that the base policy never solved.
-    """
-    parts = [
-        _imitation(run).assign(method=name, seed=run.seed)
-        for name, members in stats.group(runs, label).items()
-        for run in members
-        if run.method != "base"
-    ]
-    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    if table.empty:
-        raise nothing_recorded(runs, "demonstration NLLs beside scores (demonstration_nll, avg)")
-    panels = {
-        name: table[table["problems"] == key]
-        for key, name in (("all", "All problems"), ("train_hard", "Train-hard"))
-        if (table["problems"] == key).any()
-    }
-    scored = collect(runs, label, [("", "avg", "evaluations"), ("", "hard.avg", "evaluations")])
-    looks = {one.name: one for one in reversed(scored) if (table["method"] == one.name).any()}
-    everyone = list(reversed(looks.values()))
-    handles = [
-        *method_handles(everyone),
-        Line2D([], [], ls="", marker="o", mfc="white", mec="black", label="before training"),
-    ]
-    figure, grid = new_figure(
-        8.5 if len(panels) == 2 else 6,
-        3.4,
-        title="Imitating and solving: demonstration NLL against score",
-        note=note_of(everyone, "a point an evaluation, joined in training order; logarithmic x"),
-        legends=[handles],
-        columns=len(panels),
-        sharey=True,
-    )
-    k = k_of(runs)
-    for axes, (name, part) in zip(grid[0], panels.items(), strict=True):
-        for one in long_first(everyone):
-            own = part[part["method"] == one.name]
-            x, y = (own.pivot(index="global_step", columns="seed", values=column) for column in ("nll", "reward"))
-            if len(x.columns) > 1:
-                for seed in x.columns:
-                    axes.plot(x[seed], y[seed], color=one.colour, lw=0.8, alpha=0.35)
-            # Seeds that are still running would bend the mean: it ends where the first one ends.
-            full = x.notna().all(axis=1) & y.notna().all(axis=1)
-            mean_x, mean_y = x[full].mean(axis=1), y[full].mean(axis=1)
-            axes.plot(
-                mean_x,
-                mean_y,
-                color=one.colour,
-                lw=1.8,
-                marker=one.marker,
-                ms=4.5,
-                mec="white",
-                mew=0.5,
-            )
-            if len(mean_x):
-                axes.plot(
-                    mean_x.iloc[:1], mean_y.iloc[:1], ls="", marker="o", mfc="white", mec="black", ms=6.5, zorder=5
-                )
-        axes.set_xscale("log")
-        lowest, highest = axes.get_xlim()
-        # 1, 2, 5 would run into each other over more than two decades.
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest < 100 * lowest else (1,)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_title(f"{name} ({hard_count(runs)})" if name == "Train-hard" else name, loc="left", fontsize=9.5)
-        axes.set_xlabel("NLL of the demonstrations (nats/token)")
-    from_zero(list(grid[0]), share=True)
-    grid[0, 0].set_ylabel(f"avg@{k} (share of samples solved)")
-    caption = (
-        f"avg@{k} against the token-mean NLL (nats, logarithmic) of training demonstrations, a point an evaluation, joined "
-        f"in the order of training. {note_of(everyone, problems_of(runs))}.{stage_note(everyone, ticks=False)}"
-    )
-    return finish(figure, table.rename(columns={"nll": "demonstration_nll", "reward": "avg"}), caption)
-
-
-def _imitation(run: Run) -> pd.DataFrame:
-    """:func:`entropy_analysis.nll_and_reward` of a run; empty where it recorded none."""
-    try:
-        return nll_and_reward(run.evaluations)
-    except RunError:
-        return pd.DataFrame()
+    draws = rng.generator(config.seed, "prefix_ratio", step, problem, row)
+    return schedules.sample_ratio(schedules.of_run(config), step, draws)
