@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -273,7 +275,9 @@ def test_the_figures_of_the_readme_draw(tmp_path, monkeypatch):
     runs = [write_run(tmp_path, **{"prefix.schedule": schedule}) for schedule in ("cosine", "uniform")]
     names = {"plots": plots, "run": runs[0], "other": runs[1]}
     text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    drawn = [line for line in text.splitlines() if line.startswith(("plots.", "panels = "))]
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    drawn = [ast.unparse(node) for block in blocks for node in ast.parse(block).body]
+    drawn = [line for line in drawn if line.startswith(("plots.", "panels = "))]
     assert sum("[run, other]" in line for line in drawn) >= 3
     for line in drawn:
         exec(line, names)
