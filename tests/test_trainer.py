@@ -34,6 +34,7 @@ from prefix_rft_lab.rewards import Verifier, extract_answer
 from prefix_rft_lab.runs.run import FOLLOWED, Run, RunWriter, directory_of
 from prefix_rft_lab.tasks.base_policy import ASSETS
 from prefix_rft_lab.trainer import Trainer
+from prefix_rft_lab.training.update import Updater
 from prefix_rft_lab.types import KIND_NAMES
 
 
@@ -709,6 +710,52 @@ def test_a_diverged_run_is_refused_and_its_records_kept(tmp_path, small):
     run = Run(directory_of(config, tmp_path))
     assert len(run.metrics) >= 1
     assert run.metrics["loss"].notna().all()
+
+
+@pytest.fixture
+def infinite_gradients(monkeypatch):
+    """Steps of a stage at which a gradient is infinite; set what they are."""
+    steps: set[int] = set()
+    update = Updater.update
+
+    def updated(self, rows, stage, section, optimizer, step, **options):
+        before = [parameter.detach().clone() for parameter in self.model.parameters()]
+        hook = next(self.model.parameters()).register_hook(lambda g: g + (torch.inf if step in steps else 0.0))
+        result = update(self, rows, stage, section, optimizer, step, **options)
+        hook.remove()
+        same = all(torch.equal(a, b) for a, b in zip(before, self.model.parameters(), strict=True))
+        assert same == (step in steps)
+        return result
+
+    monkeypatch.setattr(Updater, "update", updated)
+    return steps
+
+
+def test_steps_without_a_finite_gradient_are_left_out_and_counted(tmp_path, small, infinite_gradients, caplog):
+    infinite_gradients |= {1, 2}
+    config = small(method="sft", **{"sft.steps": 5, "records.checkpoint_every": 1})
+    run = train(config, tmp_path / "whole")
+    assert run.metrics["skipped_steps"].tolist() == [0, 1, 2, 2, 2]
+    assert run.metrics["grad_norm"].isna().tolist() == [False, True, True, False, False]
+    assert sum("is left out, since grad_norm = " in message for message in caplog.messages) == 2
+    with pytest.raises(Stop):
+        train(config, tmp_path / "parts", on_step=stop_after(2))
+    again = train(config, tmp_path / "parts")
+    assert again.metrics["skipped_steps"].tolist() == [0, 1, 2, 2, 2]
+    assert (again.path / "model/model.safetensors").read_bytes() == (run.path / "model/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("allowed", "step"), [(2, 3), (0, 1)])
+def test_too_many_steps_to_leave_out_end_the_run(tmp_path, small, infinite_gradients, allowed, step):
+    infinite_gradients |= {1, 2, 3}
+    config = small(method="sft", **{"sft.steps": 5, "sft.max_skipped_steps": allowed, "records.checkpoint_every": 1})
+    words = f".*; {allowed} of the steps before were left out" if allowed else ""
+    if allowed:  # counted over a resume too
+        with pytest.raises(Stop):
+            train(config, tmp_path, on_step=stop_after(2))
+    with pytest.raises(RunDivergedError, match=rf"grad_norm = (nan|inf) at step {step}: the run diverged{words}"):
+        train(config, tmp_path)
+    assert len(Run(directory_of(config, tmp_path)).metrics) == step
 
 
 def test_a_diverged_run_is_a_finished_one_that_solved_nothing(tmp_path, small):

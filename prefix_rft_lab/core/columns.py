@@ -82,6 +82,7 @@ METRICS: dict[str, Column] = {
     "replay_updated": Column("1 if the step had a second update, else 0 (ReLIFT)", format="d"),
     "replay_problems": Column("problems that wait in the buffer after the step (ReLIFT)", format="d"),
     "lr": Column("learning rate", format=".2g"),
+    "skipped_steps": Column("steps left out so far, whose loss or gradient was NaN or infinite", format="d"),
     "verifier_timeouts": Column("verifications that ran out of time so far", format="d"),
     "seconds_rollout": Column("seconds generating"),
     "seconds_score": Column("seconds scoring"),

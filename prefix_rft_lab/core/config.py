@@ -245,6 +245,9 @@ class OptimConfig(Section):
     """AdamW moment decay rates, each in [0, 1)."""
     grad_clip: float = Field(1.0, gt=0)
     """Largest global gradient norm."""
+    max_skipped_steps: int = Field(10, ge=0)
+    """Steps of a run that may be left out because their gradient norm is NaN or infinite; one more ends it as diverged, and
+    so does half of all steps, or more, at the end of a stage."""
     batch_rows: int = Field(64, ge=1)
     """Demonstrations in one step of a supervised stage; RL stages take rollout.problems_per_step instead."""
 

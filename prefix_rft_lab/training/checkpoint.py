@@ -51,6 +51,8 @@ class Place:
     """Training time so far."""
     verifier_timeouts: int = 0
     """Verifications that ran out of time so far."""
+    skipped_steps: int = 0
+    """Steps left out so far."""
     replay: tuple[int, ...] = ()
     """Indices of the problems in the stage's replay buffer, oldest first."""
 

@@ -37,7 +37,7 @@ from safetensors import SafetensorError
 
 from prefix_rft_lab.algorithm import methods, prefixes
 from prefix_rft_lab.core import rng
-from prefix_rft_lab.core.config import ConfigError, RunConfig
+from prefix_rft_lab.core.config import ConfigError, OptimConfig, RunConfig
 from prefix_rft_lab.core.errors import RunDivergedError
 from prefix_rft_lab.core.files import check_writable, disk_error
 from prefix_rft_lab.core.registry import unversioned, with_ideas
@@ -160,6 +160,8 @@ class Trainer:
         """Indices of training problems that the base policy never solved in ``evaluation.hard_tries`` samples."""
         self.replay: list[int] = []
         """Indices of the problems that wait for the second update of a stage, oldest first."""
+        self.skipped_steps = 0
+        """Steps left out so far."""
 
     def __enter__(self) -> Trainer:
         return self
@@ -313,6 +315,7 @@ class Trainer:
         place = found[0] if found else Place(stage=0, step=0, global_step=0)
         self.checkpoints.forget_after(place.global_step if found else -1)
         self.verifier.timeouts = place.verifier_timeouts
+        self.skipped_steps = place.skipped_steps
         # Without a checkpoint everything is written again, the evaluation before the first step too.
         writer.rewind(place.global_step if found else -1)
         log.info("%s: process %d trains from step %d", writer.path.name, os.getpid(), place.global_step)
@@ -364,12 +367,12 @@ class Trainer:
                 self.engine.weights_changed()
             for step in range(first, section.steps):
                 line, tables = self.step(stage, optimizers, step, global_step)
-                _refuse_non_finite(line)
+                last = step + 1 == section.steps
+                self._leave_out_non_finite(line, section, last=last)
                 for name, table in tables.items():
                     writer.table(name, table)
                 writer.metrics(line)
                 global_step += 1
-                last = step + 1 == section.steps
                 evaluates = (config.evaluation.every and global_step % config.evaluation.every == 0) or last
                 saves = (config.records.checkpoint_every and global_step % config.records.checkpoint_every == 0) or last
                 if evaluates or saves:
@@ -384,6 +387,7 @@ class Trainer:
                             global_step=global_step,
                             seconds=place.seconds + time.perf_counter() - started,
                             verifier_timeouts=self.verifier.timeouts,
+                            skipped_steps=self.skipped_steps,
                             replay=tuple(self.replay),
                         ),
                         self.model,
@@ -596,6 +600,30 @@ class Trainer:
             row.sampled_ids = completion.token_ids
         return float(torch.cat([entropy for _, entropy in self.updater.stats_without_grad(rows)]).mean())
 
+    def _leave_out_non_finite(self, line: dict[str, Any], section: OptimConfig, *, last: bool) -> None:
+        """Count a step whose loss or gradient is NaN or infinite, by which the updater has changed nothing.
+
+        Raises:
+            _DivergedError: there were too many, or the policy itself gives no numbers.
+        """
+        replay = ("replay_loss", "replay_grad_norm") if line.get("replay_updated") else ()
+        policy = [name for name in line if name.startswith(("nll_", "entropy_"))]
+        found = [name for name in ("loss", "grad_norm", *replay, *policy) if not math.isfinite(line[name])]
+        self.skipped_steps += bool(found)
+        line["skipped_steps"] = self.skipped_steps
+        if not found:
+            return
+        what = f"{found[0]} = {line[found[0]]}"
+        mostly = last and self.skipped_steps >= max(2, (line["global_step"] + 1) / 2)
+        if self.skipped_steps > section.max_skipped_steps or mostly or set(found) & set(policy):
+            raise _DivergedError(what, line["global_step"], left_out=self.skipped_steps - 1)
+        self._refuse_broken_weights(line["global_step"])
+        log.warning(
+            "%s: step %d is left out, since %s; so are at most %d (max_skipped_steps) of the run",
+            *(self.writer.path.name, line["global_step"], what, section.max_skipped_steps),
+        )
+        line |= {name: math.nan for name, value in line.items() if isinstance(value, float) and math.isinf(value)}
+
     def _refuse_broken_weights(self, global_step: int) -> None:
         """Raise rather than keep weights that are no numbers: a policy that fails alike in all rows has loss 0."""
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
@@ -641,17 +669,10 @@ class Trainer:
 
 
 class _DivergedError(Exception):
-    def __init__(self, what: str, global_step: int) -> None:
-        super().__init__(f"{what} at step {global_step}: the run diverged; lower rl.lr or sft.lr (relift.lr)")
+    def __init__(self, what: str, global_step: int, left_out: int = 0) -> None:
+        steps = f"; {left_out} of the steps before were left out" if left_out else ""
+        super().__init__(f"{what} at step {global_step}: the run diverged; lower rl.lr or sft.lr (relift.lr){steps}")
         self.global_step = global_step
-
-
-def _refuse_non_finite(line: Mapping[str, Any]) -> None:
-    replay = ("replay_loss", "replay_grad_norm") if line.get("replay_updated") else ()
-    names = [name for name in line if name.startswith(("nll_", "entropy_"))]
-    for name in ("loss", "grad_norm", *replay, *names):
-        if not math.isfinite(line[name]):
-            raise _DivergedError(f"{name} = {line[name]}", line["global_step"])
 
 
 def _problems_hash(problems: Sequence[EncodedProblem]) -> str:

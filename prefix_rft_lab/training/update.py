@@ -76,7 +76,8 @@ class Updater:
         diagnose: bool = False,
         row_weights: torch.Tensor | None = None,
     ) -> UpdateResult:
-        """Credit, clip, loss, gradient and optimizer step(s) for the rows of a step.
+        """Credit, clip, loss, gradient and optimizer step(s) for the rows of a step; a window whose loss or gradient is NaN or
+        infinite changes nothing.
 
         The rows are cut into ``loss.updates_per_rollout`` optimizer windows; each is cut into micro-batches of
         rows of similar length, which change memory and time only.
@@ -307,7 +308,8 @@ class Updater:
             for parameter in self.model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), section.grad_clip))
-        optimizer.step()
+        if math.isfinite(norm) and math.isfinite(total):  # or the moments would be lost for good
+            optimizer.step()
         return UpdateResult(
             loss=total,
             grad_norm=norm,
