@@ -56,7 +56,9 @@ def _one_of() -> Parameter:
 
 _START, _SEEDS, _INSTEAD = _one_of(), _one_of(), _one_of()
 _SET = "change one field of the config, e.g. prefix.low=0.1; the value is YAML; may be repeated"
-_COLUMN = "field=name: the file's own name for problem, answer, demonstration, id or level; may be repeated"
+_COLUMN = (
+    "field=name: the file's own name for problem, answer, demonstration, id, ..., or a.b in an object; may be repeated"
+)
 Changes = Annotated[Sequence[str], Parameter(name="--set", help=_SET)]
 Columns = Annotated[Sequence[str], Parameter(name="--column", help=_COLUMN)]
 Out = Annotated[str, Parameter(help="folder of all runs")]
@@ -111,6 +113,12 @@ def _given(**fields: Any) -> dict[str, Any]:
     return {name.replace("__", "."): value for name, value in fields.items() if value is not None}
 
 
+def _changed(changes: Sequence[str], columns: Sequence[str] = ()) -> dict[str, Any]:
+    """Fields that ``--set`` and ``--column`` give."""
+    named = lab.config.pairs_of(columns, "--column", "answer=gold")
+    return ({"data.columns": named} if named else {}) | lab.config.changes_of(changes)
+
+
 def _whole_numbers(option: str, text: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
@@ -147,6 +155,7 @@ def train(
     seeds: Annotated[str | None, _SEEDS] = None,
     model: str | None = None,
     problems: str | None = None,
+    columns: Columns = (),
     steps: int | None = None,
     out: Out = "runs",
     changes: Changes = (),
@@ -191,7 +200,7 @@ def train(
         if value is not None and not plan:
             raise lab.ConfigError(f"{option} {value:g} has no meaning without --plan; add it, or leave {option} out")
     base = lab.RunConfig.load(config) if config else lab.preset(preset)
-    fields = _given(seed=seed, model__path=model, data__problems=problems) | lab.config.changes_of(changes)
+    fields = _given(seed=seed, model__path=model, data__problems=problems) | _changed(changes, columns)
     numbers = None if seeds is None else _whole_numbers("--seeds", seeds)
     configs = lab.sweeps.configs(base, method=method, seeds=numbers, steps=steps, changes=fields)
     if plan:
@@ -240,6 +249,7 @@ def sweep(
     profile: str | None = None,
     seeds: str | None = None,
     out: Out = "runs",
+    columns: Columns = (),
     changes: Changes = (),
     workers: Workers = 2,
     run_limit: float | None = None,
@@ -277,7 +287,7 @@ def sweep(
     if source is None:
         raise lab.ConfigError(f"no sweep is given; name a YAML file, or one of {', '.join(lab.sweeps.names())}")
     numbers = None if seeds is None else _whole_numbers("--seeds", seeds)
-    planned = lab.sweeps.plan(source, profile, seeds=numbers, **lab.config.changes_of(changes))
+    planned = lab.sweeps.plan(source, profile, seeds=numbers, **_changed(changes, columns))
     if plan:
         say(show(lab.sweeps.states(planned, out)))
         return 0
@@ -311,6 +321,7 @@ def evaluate(
     model: str,
     preset: str | None = None,
     problems: str | None = None,
+    columns: Columns = (),
     split: str | None = None,
     benchmark: str | None = None,
     benchmark_dir: str | None = None,
@@ -357,7 +368,9 @@ def evaluate(
         data__problems=problems, evaluation__k=None if benchmark else k, evaluation__temperature=temperature
     )
     config = runs.config_for(
-        model, base=lab.preset(preset) if preset else None, changes=fields | lab.config.changes_of(changes)
+        model,
+        base=lab.preset(preset) if preset else None,
+        changes=fields | _changed(changes, () if benchmark else columns),
     )
     heat = f"temperature {config.evaluation.temperature:g}"
 
@@ -367,10 +380,11 @@ def evaluate(
 
     if benchmark:
         sources = locate(benchmark, benchmark_dir)
+        named = lab.config.pairs_of(columns, "--column", "answer=gold")
         quiet()
         with Status(None) as status:
             each = runs.evaluate_benchmarks(
-                config, sources, k=k, limit=limit, out=out, report=report, progress=status.update
+                config, sources, columns=named, k=k, limit=limit, out=out, report=report, progress=status.update
             )
         say(f"{model}, {heat}\n{runs.format_benchmarks(each)}")
         return
@@ -422,9 +436,8 @@ def data(
     from prefix_rft_lab.tools.inspection import format_inspection, inspect
 
     written = file_to_write(out, field="--out") if out else None
-    named = lab.config.pairs_of(columns, "--column", "answer=gold")
-    fields = _given(data__problems=source, data__columns=named, data__max_rows=rows, data__test_sets=test_sets or None)
-    config = lab.preset(preset).replace(**(fields | lab.config.changes_of(changes)))
+    fields = _given(data__problems=source, data__max_rows=rows, data__test_sets=test_sets or None)
+    config = lab.preset(preset).replace(**(fields | _changed(changes, columns)))
     tokenizer = None
     if model is not None:
         quiet()
@@ -493,6 +506,7 @@ def tokens(
     *,
     models: Annotated[Sequence[str], Parameter(name="--model")],
     problems: str | None = None,
+    columns: Columns = (),
     split: str | None = None,
     limit: Limit = 20,
     sample: int = 0,
@@ -544,7 +558,7 @@ def tokens(
         top_k=top_k,
         seed=seed,
         max_tokens=max_tokens,
-        changes=lab.config.changes_of(changes),
+        changes=_changed(changes, columns),
         out=out,
     )
     say(format_reading(reading))

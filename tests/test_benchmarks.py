@@ -145,6 +145,32 @@ def test_command(tmp_path, capsys):
         assert words in capsys.readouterr().err
 
 
+def test_columns_are_named_alike_for_every_command(tmp_path, capsys):
+    """``--column`` of a benchmark, of an evaluation, of a training, of a table of tokens and of an inspection."""
+    rows = [{"Aufgabe": f"{i}+1=", "x": {"Ergebnis": i + 1}, "answer": "no"} for i in range(4)]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    named = ["--column=problem=aufgabe", "--column=answer=x.ergebnis"]
+    small = ["--set=rollout.max_response_tokens=8", "--limit=2"]
+    path = ["--problems", str(file)]
+    out = ["--out", str(tmp_path / "out")]
+    for arguments in (
+        ["evaluate", "--model=tiny", f"--benchmark=aime24={file}", "--k=1", *small, *out],
+        ["evaluate", "--model=tiny", *path, "--k=1", "--split=all", *small],
+        ["tokens", "--model=tiny", *path, "--sample=1", *small, "--max-tokens=8"],
+        ["train", *path, "--set=data.eval_problems=1", "--dry-run"],
+        ["data", "inspect", str(file), "--quick"],
+    ):
+        assert cli.main([*arguments, *named]) == 0, (arguments, capsys.readouterr())
+    assert "problem from Aufgabe (4)\nanswer from x.Ergebnis (4)" in capsys.readouterr().out
+    assert list(pd.read_parquet(tmp_path / "out" / "aime24.parquet")["id"]) == ["mine-0", "mine-1"]
+    assert cli.main(["evaluate", "--model=tiny", f"--benchmark=aime24={file}", "--column=answer=nowhere"]) == 2
+    assert (
+        "data.columns.answer = 'nowhere' is not a column of mine.jsonl; it has Aufgabe, x, answer"
+        in capsys.readouterr().err
+    )
+
+
 def test_real_files_are_found_and_read():
     folder = os.environ.get("PREFIX_RFT_LAB_DATA")
     if not folder:

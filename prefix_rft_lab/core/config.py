@@ -259,7 +259,8 @@ class DataConfig(Section):
     """``chains`` (the embedded world), the path of a JSONL, parquet or CSV file with columns problem, answer, solution, or
     a data set on the Hub: ``owner/name``, ``owner/name:config`` or ``owner/name:config:split``."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """For files: maps ``id``, ``problem``, ``answer``, ``demonstration``, ``level`` to the file's own column names."""
+    """Maps ``id``, ``problem``, ``answer``, ``demonstration``, ``level``, ``split``, ``type``, ``options`` to the file's own
+    columns, whatever their case; ``reward_model.ground_truth`` is a field of an object. The others go by their usual names."""
     max_rows: int | None = Field(None, ge=1)
     """Rows read of the source at most; None reads all."""
     test_sets: tuple[str, ...] = ()

@@ -41,7 +41,7 @@ BENCHMARKS = {
 """Name -> benchmark; the first six are the paper's."""
 
 PAPER = ("aime24", "aime25", "amc23", "math500", "minerva", "olympiadbench")
-_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
+_SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".arrow", ".gz")
 
 
 def locate(names: str, folder: str | None = None) -> dict[str, str]:

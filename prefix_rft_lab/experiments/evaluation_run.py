@@ -171,6 +171,7 @@ def evaluate_benchmarks(
     config: RunConfig,
     sources: Mapping[str, str],
     *,
+    columns: Mapping[str, str] | None = None,
     k: int | None = None,
     limit: int | None = None,
     out: str | Path | None = None,
@@ -182,6 +183,7 @@ def evaluate_benchmarks(
     Args:
         config: policy, lengths, temperature; see :func:`config_for`.
         sources: name of a benchmark -> file or Hub name; see :func:`prefix_rft_lab.data.benchmarks.locate`.
+        columns: maps roles to the files' own columns, as ``data.columns``; by default those are found by their usual names.
         k: samples of each problem; each benchmark's own number by default.
         limit: only the first so many problems of each.
         out: a folder; every benchmark gets ``<name>.parquet`` and ``<name>.json``. One that is already there from the same
@@ -208,7 +210,7 @@ def evaluate_benchmarks(
         own = config.replace(
             **{
                 "data.problems": source,
-                "data.columns": {},
+                "data.columns": dict(columns or {}),
                 "data.test_sets": [],
                 "data.max_rows": None,
                 "evaluation.k": k or BENCHMARKS[name].k,
