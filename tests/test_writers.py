@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from accelerate.state import PartialState
 from run_factory import write_run
 
 from prefix_rft_lab import writers
@@ -39,6 +40,7 @@ train(RunConfig.load(sys.argv[1]), out=sys.argv[2], progress=False, on_step=at_o
 def _offline(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    PartialState._reset_state()  # as in a process that has used nothing of accelerate
 
 
 def bits(run: Run) -> list[dict]:
@@ -159,6 +161,12 @@ def test_a_mirrored_run_has_the_same_bits_and_is_mirrored_once_also_after_a_kill
     # A finished run is what it is, whoever asks for it, and wherever it is to be shown.
     assert train(config, out=tmp_path / "mirrored", progress=False).path == path
     assert train(mirrored, out=tmp_path / "plain", progress=False).path == plain.path
+
+
+def test_wandb_alone_holds_each_entry(tmp_path):
+    run = write_run(tmp_path, "rft", **{"records.writers": "wandb"})
+    [log] = run.path.glob("wandb/offline-run-*/*.wandb")
+    assert [row["global_step"] for row in history(log)] == [step for step, _ in entries_of(run)]
 
 
 def test_tensorboard_holds_the_config_as_text_and_as_hyperparameters(tmp_path):

@@ -53,8 +53,10 @@ class Mirror:
 
 def _tracker(kind: str, /, *place: str, **options: Any) -> Any:
     """One of accelerate's trackers, started."""
+    from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+    PartialState()  # without it some trackers refuse to log that they started
     tracker = LOGGER_TYPE_TO_CLASS[kind](*place, **options)
     tracker.start()
     return tracker
