@@ -7,6 +7,7 @@ import logging
 import signal
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Iterator
 from importlib import metadata
@@ -166,7 +167,11 @@ def test_a_mirrored_run_has_the_same_bits_and_is_mirrored_once_also_after_a_kill
 def test_wandb_alone_holds_each_entry(tmp_path):
     run = write_run(tmp_path, "rft", **{"records.writers": "wandb"})
     [log] = run.path.glob("wandb/offline-run-*/*.wandb")
-    assert [row["global_step"] for row in history(log)] == [step for step, _ in entries_of(run)]
+    expected = [step for step, _ in entries_of(run)]
+    end = time.monotonic() + 20  # a process of wandb's writes the file
+    while len(history(log)) < len(expected) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert [row["global_step"] for row in history(log)] == expected
 
 
 def test_tensorboard_holds_the_config_as_text_and_as_hyperparameters(tmp_path):
