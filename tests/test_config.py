@@ -79,7 +79,6 @@ BAD = [
     ({"rl.lr": float("inf")}, "rl.lr", "inf", "finite"),
     ({"rl.steps": 2.5}, "rl.steps", "2.5", "integer"),
     ({"rl.betas": [0.9, 1.5]}, "rl.betas.1", "1.5", "less than 1"),
-    ({"prefix.schedule": "cos"}, "prefix.schedule", "'cos'", "'cosine'"),
     ({"seed": "zero"}, "seed", "'zero'", "integer"),
     ({"prefix": 3}, "prefix", "3", "dictionary"),
     ({"rollout.max_prompt_token": 5}, "rollout.max_prompt_token", "5", "did you mean rollout.max_prompt_tokens"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
 
-from prefix_rft_lab import schedules
-from prefix_rft_lab.config import PrefixConfig, preset
+from prefix_rft_lab import methods, schedules
+from prefix_rft_lab.config import ConfigError, PrefixConfig, preset
+from prefix_rft_lab.core.types import Demonstration
 from prefix_rft_lab.rng import generator
 
 PAPER = PrefixConfig(decay_steps=500)  # cosine, 0.95 -> 0.05 over 500 steps
@@ -40,11 +42,6 @@ def test_linear_by_hand_and_rising():
     assert schedules.linear(3, init=0.0, target=1.0, n_steps=4) == 0.75
     assert schedules.linear(4, init=0.0, target=1.0, n_steps=4) == 1.0
     assert schedules.cosine(1, init=0.0, target=1.0, n_steps=2) == pytest.approx(0.5)
-
-
-def test_no_steps_is_refused():
-    with pytest.raises(ValueError, match="n_steps = 0"):
-        schedules.cosine(0, init=1.0, target=0.0, n_steps=0)
 
 
 def test_mean_ratio_of_the_paper():
@@ -144,12 +141,76 @@ def test_prefix_length_always_leaves_a_token():
             assert 0 <= schedules.prefix_length(float(ratio), tokens, 4) < tokens
 
 
-@pytest.mark.parametrize("ratio", [-0.1, 1.0001, math.nan])
-def test_ratio_outside_the_unit_interval_is_refused(ratio):
-    with pytest.raises(ValueError, match=r"prefix ratio = .* \[0, 1\]; give"):
-        schedules.prefix_length(ratio, 5)
+# ---------------------------------------------------------------- schedules, samplers and units of one's own
 
 
-def test_negative_lengths_are_refused():
-    with pytest.raises(ValueError, match="negative"):
-        schedules.prefix_length(0.5, -1)
+@pytest.fixture
+def own(monkeypatch):
+    """Registers an idea of this test's only."""
+
+    def put(registry, name, idea):
+        monkeypatch.setitem(registry, name, idea)
+
+    return put
+
+
+def test_a_schedule_of_ones_own_gives_the_window(own):
+    own(schedules.SCHEDULES, "steps", lambda step, settings: (settings.low, 0.5 if step < 3 else settings.high))
+    config = preset("tiny", **{"prefix.schedule": "steps", "rl.steps": 5})
+    windows = [schedules.ratio_window(schedules.of_run(config), step) for step in range(5)]
+    assert windows == [(0.05, 0.5)] * 3 + [(0.05, 0.95)] * 2
+    schedules.check(config)
+
+
+@pytest.mark.parametrize(
+    "window", [(0.2, 1.2), (-0.1, 0.5), (0.6, 0.5), (math.nan, 0.5), (0.1, math.inf), None, 0.5, (0.1, 0.2, 0.3), "ab"]
+)
+def test_a_schedule_that_gives_no_window_is_refused_before_the_run(own, window):
+    own(schedules.SCHEDULES, "mine", lambda step, settings: window if step == 3 else (0, 1))
+    config = preset("tiny", **{"prefix.schedule": "mine"})
+    words = (
+        f"prefix.schedule = 'mine' gives {window!r} at step 3; it should give (low, high) with 0 <= low <= high <= 1"
+    )
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        methods.check(config)
+    methods.check(config.replace(**{"rl.steps": 3}))
+    methods.check(config.replace(method="rft")), "no prefixes, no window"
+
+
+def test_an_unknown_schedule_sampler_unit_or_rule_names_the_nearest():
+    for field, name, near in (
+        ("schedule", "cosin", "cosine"),
+        ("sampler", "betta", "beta"),
+        ("unit", "tokens", "token"),
+        ("keep", "tops", "top"),
+    ):
+        with pytest.raises(ConfigError, match=rf"prefix.{field} = '{name}' is not known; .*; did you mean '{near}'\?"):
+            methods.check(preset("tiny", **{f"prefix.{field}": name}))
+
+
+def test_a_sampler_of_ones_own_draws_within_the_window(own):
+    own(schedules.SAMPLERS, "middle", lambda low, high, settings, rng: (low + high) / 2)
+    config = schedules.of_run(preset("tiny", **{"prefix.sampler": "middle", "prefix.schedule": "uniform"}))
+    assert schedules.sample_ratio(config, 0, generator(0, "x")) == pytest.approx(0.5)
+    own(schedules.SAMPLERS, "middle", lambda low, high, settings, rng: 0.99)
+    with pytest.raises(
+        ConfigError, match=r"prefix.sampler = 'middle' gives 0.99 at step 0; it should lie in \[0.05, 0.95\]"
+    ):
+        schedules.sample_ratio(config, 0, generator(0, "x"))
+
+
+def test_prefixes_are_cut_in_their_unit(own):
+    demonstration = Demonstration(ids=list(range(11)), step_ends=(2, 5, 7))
+    cut = {
+        unit: [
+            len(schedules.cut_prefix(ratio, demonstration, PrefixConfig(unit=unit)))
+            for ratio in (0.0, 0.1, 0.2, 0.49, 0.5, 0.69, 0.7, 1.0)
+        ]
+        for unit in ("token", "step")
+    }
+    assert cut == {"token": [0, 1, 2, 4, 5, 6, 7, 9], "step": [0, 0, 2, 2, 5, 5, 7, 7]}
+    own(schedules.UNITS, "half", lambda tokens, demonstration: tokens // 2)
+    assert schedules.cut_prefix(0.5, demonstration, PrefixConfig(unit="half")) == [0, 1]
+    own(schedules.UNITS, "more", lambda tokens, demonstration: tokens + 1)
+    with pytest.raises(ConfigError, match=r"prefix.unit = 'more' gives 6 of 5 tokens; it should give 0 to 5"):
+        schedules.cut_prefix(0.5, demonstration, PrefixConfig(unit="more"))

@@ -69,6 +69,18 @@ WAYS: dict[str, tuple[dict, str]] = {
         {"method": "rft", "loss.advantage": "mine"},
         ESTIMATOR.format(version="VERSION", value="VALUE", argument="scores", scores="scores"),
     ),
+    "schedule": (
+        {"prefix.schedule": "mine", "prefix.keep": "all"},
+        "from prefix_rft_lab import schedules\n"
+        "@schedules.register('mine', version='VERSION' or None)\n"
+        "def mine(step, settings): return 0.4 * VALUE, 0.4 * VALUE",
+    ),
+    "keep rule": (
+        {"prefix.keep": "mine", "prefix.schedule": "constant"},
+        "from prefix_rft_lab import entropy\n"
+        "@entropy.register('mine', version='VERSION' or None)\n"
+        "def mine(tokens): return tokens.position * (-1) ** VALUE",
+    ),
 }
 
 
@@ -90,7 +102,8 @@ def cell(code: str, value: int, version: str = "") -> None:
 
 
 def losses(run) -> list[float]:
-    return run.metrics["loss"].tolist()
+    """Of each step, and its gradient norm: rules that keep equally many tokens differ in that one."""
+    return run.metrics[["loss", "grad_norm"]].to_numpy().ravel().tolist()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -124,6 +137,14 @@ def test_another_version_is_another_run_and_both_are_kept(tmp_path, small, caplo
     assert re.search(
         rf"{re.escape(str(first.path))} was trained \d+ seconds ago and is loaded; fresh=True trains again", caplog.text
     )
+
+
+def test_records_hold_the_window_that_was_used(tmp_path, small):
+    fields, code = WAYS["schedule"]
+    cell(code, 2, "1")
+    metrics = train(small(**fields, **QUICK), out=tmp_path).metrics
+    assert metrics["prefix_ratio_low"].tolist() == metrics["prefix_ratio_high"].tolist() == [0.8, 0.8]
+    assert metrics["prefix_ratio"].tolist() == pytest.approx([0.8, 0.8])
 
 
 def test_another_version_does_not_resume_the_run_of_the_first(tmp_path, small):

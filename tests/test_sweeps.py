@@ -138,7 +138,10 @@ def test_experts_are_planned_where_they_are_needed():
             {"arms": {"a": {"prefix.kep": "all"}}},
             r"prefix.kep = 'all' is not a field of the config; did you mean prefix.keep",
         ),
-        ({"arms": {"a": {"prefix.keep": "al"}}}, r"prefix.keep = 'al' cannot be used"),
+        (
+            {"arms": {"a": {"prefix.keep": "al"}}},
+            r"prefix.keep = 'al' is not known; use one of top, bottom, random, all; did you mean 'all'",
+        ),
         ({"arms": {"a": {}, "b": {"prefix.keep": "top"}}}, r"arms 'a' and 'b' of sweep 'mine' are the same config"),
         (
             {"arms": {"a": {}}, "grid": {"model.instruction": ["None", None], "prefix.low": [0.1]}},

@@ -8,12 +8,14 @@ is long, and most of its tokens teach nothing but its style. Which tokens are ra
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-Keep = Literal["top", "bottom", "random", "all"]
+from prefix_rft_lab.core.config import ConfigError
+from prefix_rft_lab.core.registry import Registry
 
 
 def log_probs_and_entropy(logits: torch.Tensor, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,8 +33,6 @@ def log_probs_and_entropy(logits: torch.Tensor, temperature: float = 1.0) -> tup
     Returns:
         log-probabilities (..., vocab) and entropy (...,), float32 or float64.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature = {temperature} cannot divide logits; use a value above 0")
     logits = logits.detach()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     z = logits - logits.amax(-1, keepdim=True)
@@ -136,8 +136,6 @@ def mask_ratio_of(keep_fraction: float) -> float:
     decimals gives the double that 0.2 is written as, hence the count of the published mask ratio. Fractions with
     more decimals (1/3) are left alone: rounding would move them by more than the subtraction did.
     """
-    if not 0 <= keep_fraction <= 1:
-        raise ValueError(f"keep_fraction = {keep_fraction} lies outside [0, 1]; give the share of tokens to keep")
     complement = 1 - keep_fraction
     written = round(complement, 12)
     return written if abs(written - complement) < 1e-15 else complement
@@ -175,42 +173,75 @@ def drop_lowest(
     return kept.reshape(member.shape)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankInputs:
+    """What a keep rule sees of the tokens that are ranked, in whatever order; all of one shape."""
+
+    entropy: torch.Tensor
+    """float, nats, of the current policy."""
+    logp: torch.Tensor
+    """float, nats, log-probability of the token under the current policy."""
+    position: torch.Tensor
+    """int64, place in the response, from 0."""
+    uniforms: torch.Tensor
+    """float64 in [0, 1), keyed by token."""
+
+
+KeepRule = Callable[[RankInputs], "torch.Tensor | None"]
+KEEP_RULES = Registry[KeepRule]("keep rule", "prefix.keep")
+"""Name (``prefix.keep``) -> what tokens are ranked by: those with the lowest values lose their advantage; None keeps all."""
+register = KEEP_RULES.register
+
+
+@register("top")
+def top(tokens: RankInputs) -> torch.Tensor:
+    """Keeps the tokens of highest entropy (the paper)."""
+    return tokens.entropy
+
+
+@register("bottom")
+def bottom(tokens: RankInputs) -> torch.Tensor:
+    """Keeps the tokens of lowest entropy."""
+    return -tokens.entropy
+
+
+@register("random")
+def random(tokens: RankInputs) -> torch.Tensor:
+    """Keeps tokens at random."""
+    return tokens.uniforms
+
+
+@register("all")
+def keep_all(tokens: RankInputs) -> None:
+    """Keeps all tokens, whatever the fraction."""
+
+
 def clip_mask(
-    entropy: torch.Tensor,
-    prefix: torch.Tensor,
-    keep_fraction: float,
-    *,
-    keep: Keep = "top",
-    group: torch.Tensor | None = None,
-    uniforms: torch.Tensor | None = None,
+    values: torch.Tensor | None, prefix: torch.Tensor, keep_fraction: float, *, group: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The prefix tokens that keep their advantage (arXiv 2507.01679, section 3).
 
     Of the M prefix tokens that are ranked together, exactly int(M * (1 - keep_fraction)) are dropped: those with the
-    lowest entropy (``top`` stays, the paper), with the highest (``bottom``), with the lowest uniforms (``random``),
-    or none (``all``, whatever the fraction). See :func:`mask_ratio_of` for 1 - keep_fraction. Ties go by position.
-    Dropped tokens still count in denominators, so only advantages may be multiplied by this mask.
+    lowest values. See :func:`mask_ratio_of` for 1 - keep_fraction. Ties go by position. Dropped tokens still count in
+    denominators, so only advantages may be multiplied by this mask.
 
     Args:
-        entropy: (tokens,) or any shape, nats, of the current policy.
+        values: (tokens,) or any shape, of a rule of :data:`KEEP_RULES`, e.g. the entropy; None keeps all.
         prefix: bool, same shape, True on prefix tokens.
         keep_fraction: share that stays, in [0, 1].
-        keep: which share stays.
         group: integer ids, same shape: tokens with equal ids are ranked together; None ranks all together.
-        uniforms: same shape, uniform draws keyed by token; only for ``random``.
 
     Returns:
         bool, same shape: True on the prefix tokens that stay, False on everything else.
+
+    Raises:
+        ConfigError: the rule gave another shape, or NaN on a prefix token.
     """
-    mask_ratio = mask_ratio_of(keep_fraction)
-    if keep == "all":
+    if values is None:
         return prefix.bool().clone()
-    if keep == "random":
-        if uniforms is None:
-            raise ValueError("keep = 'random' needs random numbers; pass uniforms with one draw a token")
-        values = uniforms
-    elif keep in ("top", "bottom"):
-        values = entropy if keep == "top" else -entropy
-    else:
-        raise ValueError(f"keep = {keep!r} is not known; use top, bottom, random or all")
-    return drop_lowest(values, prefix, partial(dropped_count, mask_ratio=mask_ratio), group)
+    if values.shape != prefix.shape or bool(values[prefix.bool()].isnan().any()):
+        raise ConfigError(
+            f"prefix.keep ranks {tuple(prefix.shape)} tokens by values of shape {tuple(values.shape)}, which should be as "
+            "many and not NaN; correct the rule"
+        )
+    return drop_lowest(values, prefix, partial(dropped_count, mask_ratio=mask_ratio_of(keep_fraction)), group)

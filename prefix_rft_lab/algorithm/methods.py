@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from prefix_rft_lab.algorithm import losses, prefixes
+from prefix_rft_lab.algorithm import losses, prefixes, schedules
 from prefix_rft_lab.algorithm.advantages import ESTIMATORS
 from prefix_rft_lab.core.config import ConfigError, LossConfig, OptimConfig, RunConfig
 from prefix_rft_lab.core.registry import Registry, used
@@ -431,12 +431,7 @@ def _check_stage(stage: Stage, config: RunConfig) -> None:
         raise ConfigError(f"rollout.hybrid_rows = 0 leaves {name} without prefixes; use at least 1, or method 'rft'")
     if stage.prefix_schedule and config.prefix.high == 0:
         raise ConfigError(f"prefix.high = 0 leaves {name} without prefixes; raise it, or use method 'rft'")
-    for field_name in ("delay_steps", "warmup_ratio") if stage.prefix_schedule else ():
-        value = getattr(config.prefix, field_name)
-        if value and config.prefix.schedule in ("uniform", "constant"):
-            raise ConfigError(
-                f"prefix.{field_name} = {value} has no meaning with prefix.schedule = {config.prefix.schedule!r}, which "
-                "does not move; leave it at 0, or use cosine or linear"
-            )
+    if stage.prefix_schedule:
+        schedules.check(config)
     if stage.rows is prefixes.hint_rows and config.uft.hint_steps == 0:
         raise ConfigError(f"uft.hint_steps = 0 leaves {name} without hints; raise it, or use method 'rft'")

@@ -46,12 +46,12 @@ def _give_prefix(rows: list[Row], number: int, step: int, config: RunConfig) -> 
     if not problem.demonstrations:
         return
     draws = rng.generator(config.seed, "prefix_ratio", step, *problem.key, rows[0].row)
-    ratio = schedules.sample_ratio(schedules.of_run(config), step, draws)
-    # Without its end token: counted in, a ratio below 1 could give the whole answer away.
-    demonstration = demonstration_at(problem, step, config, number).ids[:-1]
-    length = schedules.prefix_length(ratio, len(demonstration), config.prefix.min_tokens)
+    settings = schedules.of_run(config)
+    ratio = schedules.sample_ratio(settings, step, draws)
+    ids = schedules.cut_prefix(ratio, demonstration_at(problem, step, config, number), settings)
     for row in rows:
-        row.prefix_ids, row.prefix_ratio, row.prefix_number = demonstration[:length], ratio, number
+        row.prefix_ids, row.prefix_ratio, row.prefix_number = ids, ratio, number
+        row.ratio_window = schedules.ratio_window(settings, step)
 
 
 def hint_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:

@@ -5,8 +5,8 @@ Prefix-RFT (arXiv 2507.01679, section 3) draws, for every hybrid row,
     ratio = low_t + (high - low_t) * Beta(alpha, beta)
 
 and lets ``low_t`` fall on a half cosine, so that early prefixes give most of the demonstration away and late ones
-leave most of it to the policy. With the paper's numbers the mean ratio goes 0.95 -> 0.725 -> 0.5. Everything here
-is a function of (config, step); nothing counts steps for itself, so a resumed run cannot be off by one.
+leave most of it to the policy. With the paper's numbers the mean ratio goes 0.95 -> 0.725 -> 0.5. Schedules of the
+window, samplers of ratios and units of prefixes are open: :data:`SCHEDULES`, :data:`SAMPLERS`, :data:`UNITS`. Everything here is a function of (config, step); nothing counts steps for itself, so a resumed run cannot be off by one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prefix_rft_lab.core.config import PrefixConfig, RunConfig
+from prefix_rft_lab.core.config import ConfigError, PrefixConfig, RunConfig
+from prefix_rft_lab.core.registry import Registry
+from prefix_rft_lab.core.types import Demonstration
 
 
 def cosine(step: int, *, init: float, target: float, n_steps: int, warmup_ratio: float = 0.0) -> float:
@@ -33,7 +35,7 @@ def cosine(step: int, *, init: float, target: float, n_steps: int, warmup_ratio:
     Args:
         step: steps done so far; the first step of a run is 0.
     """
-    warmup = _warmup_steps(n_steps, warmup_ratio)
+    warmup = int(n_steps * warmup_ratio)
     if step < warmup:
         return init * step / warmup
     decayed = step - warmup
@@ -44,23 +46,13 @@ def cosine(step: int, *, init: float, target: float, n_steps: int, warmup_ratio:
 
 def linear(step: int, *, init: float, target: float, n_steps: int, warmup_ratio: float = 0.0) -> float:
     """Straight line from ``init`` to ``target``; warm-up and length as in :func:`cosine`."""
-    warmup = _warmup_steps(n_steps, warmup_ratio)
+    warmup = int(n_steps * warmup_ratio)
     if step < warmup:
         return init * step / warmup
     decayed = step - warmup
     if decayed >= n_steps:
         return target
     return target + (1 - decayed / n_steps) * (init - target)
-
-
-SCHEDULES: dict[str, Callable[..., float]] = {"cosine": cosine, "linear": linear}
-"""Name -> schedule ``(step, *, init, target, n_steps, warmup_ratio) -> value``."""
-
-
-def _warmup_steps(n_steps: int, warmup_ratio: float) -> int:
-    if n_steps < 1:
-        raise ValueError(f"n_steps = {n_steps} leaves no steps to decay over; use at least 1")
-    return int(n_steps * warmup_ratio)
 
 
 def ordered_window(a: float, b: float) -> tuple[float, float]:
@@ -94,29 +86,90 @@ def of_run(config: RunConfig) -> PrefixConfig:
     return section.model_copy(update={"decay_steps": max(steps, 1)})
 
 
+Schedule = Callable[[int, PrefixConfig], tuple[float, float]]
+SCHEDULES = Registry[Schedule]("prefix schedule", "prefix.schedule")
+"""Name (``prefix.schedule``) -> ``(step, settings) -> (low, high)``: the window of ratios at a step of the stage, fractions of
+the demonstration; ``settings`` is the ``prefix`` section with a length of the decay."""
+register = SCHEDULES.register
+
+
+@register("cosine")
+def cosine_window(step: int, settings: PrefixConfig) -> tuple[float, float]:
+    """[moving, high], where the lower end falls from ``high`` to ``low`` on a half cosine over ``decay_steps``, after
+    ``delay_steps`` of a closed window and a warm-up of ``warmup_ratio * decay_steps`` steps."""
+    return _moving(cosine, step, settings)
+
+
+@register("linear")
+def linear_window(step: int, settings: PrefixConfig) -> tuple[float, float]:
+    """As ``cosine``, on a straight line."""
+    return _moving(linear, step, settings)
+
+
+@register("uniform")
+def uniform_window(step: int, settings: PrefixConfig) -> tuple[float, float]:
+    """[low, high] from the start (the paper's ablation)."""
+    return settings.low, settings.high
+
+
+@register("constant")
+def constant_window(step: int, settings: PrefixConfig) -> tuple[float, float]:
+    """[high, high]: always the same ratio."""
+    return settings.high, settings.high
+
+
+def _moving(curve: Callable[..., float], step: int, settings: PrefixConfig) -> tuple[float, float]:
+    if settings.decay_steps is None:
+        raise ValueError("prefix.decay_steps is not set; take schedules.of_run(config)")
+    if step < settings.delay_steps:
+        return settings.high, settings.high
+    moving = curve(
+        step - settings.delay_steps,
+        init=settings.high,
+        target=settings.low,
+        n_steps=settings.decay_steps,
+        warmup_ratio=settings.warmup_ratio,
+    )
+    # Rounding may carry it past the end of the range.
+    return ordered_window(min(max(moving, 0.0), 1.0), settings.high)
+
+
 def ratio_window(config: PrefixConfig, step: int) -> tuple[float, float]:
     """The window (low, high) that prefix ratios are drawn from at ``step``, fractions of the demonstration.
 
     ``config`` has a length of the decay: see :func:`of_run`.
 
-    ``cosine`` and ``linear`` move the lower end from ``config.high`` to ``config.low`` over ``decay_steps``,
-    after ``delay_steps`` of a closed window and a warm-up of ``warmup_ratio * decay_steps`` steps; ``uniform`` is
-    [low, high] from the start; ``constant`` is [high, high].
+    Raises:
+        ConfigError: the schedule gives no window: 0 <= low <= high <= 1.
     """
-    if config.schedule == "uniform":
-        return config.low, config.high
-    if config.schedule == "constant" or step < config.delay_steps:
-        return config.high, config.high
-    if config.decay_steps is None:
-        raise ValueError("prefix.decay_steps is not set; take schedules.of_run(config)")
-    moving = SCHEDULES[config.schedule](
-        step - config.delay_steps,
-        init=config.high,
-        target=config.low,
-        n_steps=config.decay_steps,
-        warmup_ratio=config.warmup_ratio,
-    )
-    return ordered_window(moving, config.high)
+    found = SCHEDULES.find(config.schedule)(step, config)
+    try:
+        low, high = (float(end) for end in found)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not 0 <= low <= high <= 1:
+        raise ConfigError(
+            f"prefix.schedule = {config.schedule!r} gives {found!r} at step {step}; it should give (low, high) with "
+            "0 <= low <= high <= 1"
+        )
+    return low, high
+
+
+def check(config: RunConfig) -> None:
+    """Try the schedule at every step, before any work is lost.
+
+    Raises:
+        ConfigError: it gives no window at some step, or a setting has no meaning with it.
+    """
+    settings = of_run(config)
+    for step in range(config.rl.steps):
+        ratio_window(settings, step)
+    for name in ("delay_steps", "warmup_ratio"):
+        if getattr(settings, name) and settings.schedule in ("uniform", "constant"):
+            raise ConfigError(
+                f"prefix.{name} = {getattr(settings, name)} has no meaning with prefix.schedule = {settings.schedule!r}, "
+                "which does not move; leave it at 0, or use cosine or linear"
+            )
 
 
 def mean_ratio(config: PrefixConfig, step: int) -> float:
@@ -129,9 +182,30 @@ def ratio_variance(config: PrefixConfig, step: int) -> float:
     return window_variance(*ratio_window(config, step), config.alpha, config.beta)
 
 
+Sampler = Callable[[float, float, PrefixConfig, np.random.Generator], float]
+SAMPLERS = Registry[Sampler]("sampler of prefix ratios", "prefix.sampler")
+"""Name (``prefix.sampler``) -> ``(low, high, settings, rng) -> ratio`` in [low, high]."""
+
+
+@SAMPLERS.register("beta")
+def beta(low: float, high: float, settings: PrefixConfig, rng: np.random.Generator) -> float:
+    """low + (high - low) * Beta(alpha, beta); the means and variances of this module are of it."""
+    return sample_window(low, high, settings.alpha, settings.beta, rng)
+
+
 def sample_ratio(config: PrefixConfig, step: int, rng: np.random.Generator) -> float:
-    """Draw the prefix ratio of one hybrid row; ``rng`` is keyed by (seed, purpose, step, problem, row)."""
-    return sample_window(*ratio_window(config, step), config.alpha, config.beta, rng)
+    """Draw the prefix ratio of one hybrid row; ``rng`` is keyed by (seed, purpose, step, problem, row).
+
+    Raises:
+        ConfigError: the sampler leaves the window.
+    """
+    low, high = ratio_window(config, step)
+    ratio = float(SAMPLERS.find(config.sampler)(low, high, config, rng))
+    if not low <= ratio <= high:
+        raise ConfigError(
+            f"prefix.sampler = {config.sampler!r} gives {ratio} at step {step}; it should lie in [{low:g}, {high:g}]"
+        )
+    return ratio
 
 
 def hint_steps(config: RunConfig) -> int:
@@ -151,13 +225,39 @@ def prefix_length(ratio: float, demonstration_tokens: int, min_tokens: int = 0) 
         demonstration_tokens: n, its length in tokens, without the end token.
         min_tokens: least prefix length, in tokens.
     """
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"prefix ratio = {ratio} lies outside [0, 1]; give a fraction of the demonstration")
-    if demonstration_tokens < 0 or min_tokens < 0:
-        raise ValueError(
-            f"demonstration_tokens = {demonstration_tokens}, min_tokens = {min_tokens}: "
-            "a number of tokens is negative; use 0 or more"
-        )
     if ratio == 0 or demonstration_tokens == 0:
         return 0
     return min(max(math.floor(ratio * demonstration_tokens), min_tokens), demonstration_tokens - 1)
+
+
+Unit = Callable[[int, Demonstration], int]
+UNITS = Registry[Unit]("unit of prefixes", "prefix.unit")
+"""Name (``prefix.unit``) -> ``(tokens, demonstration) -> tokens``: where a prefix of so many tokens is cut, at most there."""
+
+
+@UNITS.register("token")
+def whole_tokens(tokens: int, demonstration: Demonstration) -> int:
+    """Cut where it falls."""
+    return tokens
+
+
+@UNITS.register("step")
+def whole_steps(tokens: int, demonstration: Demonstration) -> int:
+    """Cut after the last solution step (a line) that fits."""
+    return max((end for end in demonstration.step_ends if end <= tokens), default=0)
+
+
+def cut_prefix(ratio: float, demonstration: Demonstration, settings: PrefixConfig) -> list[int]:
+    """The ids of the demonstration that become the prefix, without its end token: counted in, a ratio below 1 could give the
+    whole answer away.
+
+    Raises:
+        ConfigError: the unit cuts elsewhere than within the drawn prefix.
+    """
+    most = prefix_length(ratio, len(demonstration.ids) - 1, settings.min_tokens)
+    length = UNITS.find(settings.unit)(most, demonstration)
+    if not 0 <= length <= most:
+        raise ConfigError(
+            f"prefix.unit = {settings.unit!r} gives {length} of {most} tokens; it should give 0 to {most}"
+        )
+    return demonstration.ids[:length]

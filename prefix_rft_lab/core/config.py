@@ -44,14 +44,12 @@ class Section(BaseModel):
 LARGEST = 1e30
 """Largest number in a config: products with it stay within float32."""
 
-ScheduleKind = Literal["cosine", "linear", "constant", "uniform"]
-
 
 class PrefixConfig(Section):
     """How long prefixes are, and which of their tokens are trained (Prefix-RFT, arXiv 2507.01679)."""
 
-    schedule: ScheduleKind = "cosine"
-    """How the lower end of the ratio window moves: ``cosine`` or ``linear`` from ``high`` to ``low`` over
+    schedule: str = "cosine"
+    """A name of :data:`prefix_rft_lab.algorithm.schedules.SCHEDULES`. How the lower end of the ratio window moves: ``cosine`` or ``linear`` from ``high`` to ``low`` over
     ``decay_steps``; ``uniform`` keeps the window at [low, high] from the start (the paper's ablation);
     ``constant`` always gives ``high``."""
     high: float = Field(0.95, ge=0, le=1)
@@ -69,13 +67,18 @@ class PrefixConfig(Section):
     """First shape parameter of the Beta distribution over the window; Beta(1, 1) is uniform."""
     beta: float = Field(1.0, gt=0)
     """Second shape parameter of the Beta distribution over the window."""
+    sampler: str = "beta"
+    """How a ratio is drawn from the window, a name of :data:`prefix_rft_lab.algorithm.schedules.SAMPLERS`."""
+    unit: str = "token"
+    """Where prefixes are cut, a name of :data:`prefix_rft_lab.algorithm.schedules.UNITS`: after any ``token``, or after the last
+    whole ``step`` (line) of the solution that the ratio reaches."""
     min_tokens: int = Field(0, ge=0)
     """Least number of prefix tokens, unless the demonstration is shorter; one token is always left out."""
     keep_fraction: float = Field(0.2, ge=0, le=1)
     """Share of the prefix tokens that is trained, in [0, 1]; the others get advantage 0 but still count in
     the denominators."""
-    keep: Literal["top", "bottom", "random", "all"] = "top"
-    """Which share is kept: the highest-entropy tokens (``top``, the paper), the lowest, a random choice, or all."""
+    keep: str = "top"
+    """A name of :data:`prefix_rft_lab.algorithm.entropy.KEEP_RULES`. Which share is kept: the highest-entropy tokens (``top``, the paper), the lowest, a random choice, or all."""
     scope: Literal["update", "row", "micro_batch"] = "update"
     """The set of tokens that is ranked: all prefix tokens of the optimizer window (``update``: the result
     does not depend on micro-batching), one row, or one micro-batch (the published code)."""

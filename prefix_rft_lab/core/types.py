@@ -88,6 +88,8 @@ class Row:
     prefix_number: int = 0
     """Rows of a group with a prefix and equal numbers share that prefix."""
     prefix_ratio: float = 0.0
+    ratio_window: tuple[float, float] | None = None
+    """The window that the ratio was drawn from; None where none was."""
     sampled_ids: list[int] = field(default_factory=list)
     """What the policy generated, up to and including the end token."""
     engine_logp: list[float] = field(default_factory=list)

@@ -136,20 +136,25 @@ class PrefixGRPOTrainer(GRPOTrainer):
         ids, mask = torch.cat([prompt, response], 1)[index], torch.cat(masks, 1)[index]
         options = {"batch_size": self.args.per_device_train_batch_size, "compute_entropy": True}
         with torch.no_grad():
-            entropy = self._get_per_token_logps_and_entropies(self.model, ids, mask, ranked.shape[1], **options)[1]
-        own = {int(number[i]): e[ranked[i]].tolist() for i, e in zip(chosen, entropy, strict=False)}
+            logp, entropy = self._get_per_token_logps_and_entropies(self.model, ids, mask, ranked.shape[1], **options)[
+                :2
+            ]
+        place = torch.arange(ranked.shape[1], device=entropy.device).expand_as(entropy)
+        facts = torch.stack([entropy.float(), logp.float(), place], 1)  # (rows, 3, tokens)
+        own = {int(number[i]): fact[:, ranked[i]].tolist() for i, fact in zip(chosen, facts, strict=False)}
         found = dict(sorted(gather_object(list(own.items()))))  # Ties go by problem and row.
-        counts = [len(values) for values in found.values()]
+        counts = [len(values[0]) for values in found.values()]
         keys = [(self.kit_step, *divmod(n, self.num_generations)) for n in found]
         draws = [rng.generator(self.kit.seed, "clip", *k).random(n) for k, n in zip(keys, counts, strict=True)]
         order = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        seen = torch.cat([torch.tensor(values) for values in found.values()], 1)
+        uniforms = torch.cat([torch.from_numpy(d) for d in draws])
+        seen_by_rule = clip.RankInputs(entropy=seen[0], logp=seen[1], position=seen[2].long(), uniforms=uniforms)
         stays = clip.clip_mask(
-            torch.cat([torch.tensor(values) for values in found.values()]),
+            clip.KEEP_RULES.find(settings.keep)(seen_by_rule),
             torch.ones_like(order, dtype=torch.bool),
             settings.keep_fraction,
-            keep=settings.keep,
             group=order if settings.scope == "row" else None,
-            uniforms=torch.cat([torch.from_numpy(d) for d in draws]),
         )
         kept, dropped = dict(zip(found, stays.split(counts), strict=True)), torch.zeros_like(ranked)
         for i in chosen:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from prefix_rft_lab.algorithm import methods, schedules
+from prefix_rft_lab.algorithm import methods
 from prefix_rft_lab.core import columns
 from prefix_rft_lab.core.config import RunConfig
 from prefix_rft_lab.core.types import KIND_NAMES, Row, TokenKind
@@ -42,9 +42,9 @@ def row_metrics(
             "prefix_share": sum(len(r.prefix_ids) for r in rows) / sum(len(r.response_ids) for r in rows),
         }
     if hybrid:
-        if stage.prefix_schedule:
-            low, high = schedules.ratio_window(schedules.of_run(config), step)
-            line |= {"prefix_ratio_low": low, "prefix_ratio_high": high}
+        if windows := [row.ratio_window for row in hybrid if row.ratio_window]:
+            line |= {"prefix_ratio_low": min(low for low, _ in windows)}
+            line |= {"prefix_ratio_high": max(high for _, high in windows)}
         line |= {
             "reward_hybrid": _mean(row.score for row in hybrid),
             "answer_in_prefix": _mean(prefix_contains_answer(text(row.prefix_ids)) for row in hybrid),

@@ -25,6 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from prefix_rft_lab.algorithm.entropy import KEEP_RULES, RankInputs
 from prefix_rft_lab.core.config import RunConfig
 from prefix_rft_lab.core.types import KIND_NAMES, EncodedProblem, Row
 from prefix_rft_lab.models import policy
@@ -244,7 +245,7 @@ class TokenRecorder:
                 started.global_step,
                 None,
                 None,
-                kept=_would_keep(started.followed.entropy, result, self.config.prefix.keep),
+                kept=_would_keep(self.followed, started.followed, result, self.config.prefix.keep),
             )
             part["row"] = FOLLOWED
             part["entropy_after"] = after.entropy.numpy()
@@ -282,12 +283,19 @@ class TokenRecorder:
         )
 
 
-def _would_keep(entropy: torch.Tensor, result: UpdateResult, keep: str) -> torch.Tensor:
-    """(tokens,) bool: on which side of the update's own threshold tokens lie that were not in it; True without one."""
-    ranked = result.entropy[result.kept & result.ranked].cpu()
-    if not len(ranked) or keep not in ("top", "bottom"):
-        return torch.ones_like(entropy, dtype=torch.bool)
-    return entropy >= ranked.min() if keep == "top" else entropy <= ranked.max()
+def _would_keep(rows: Sequence[Row], choices: TokenChoices, result: UpdateResult, keep: str) -> torch.Tensor:
+    """(tokens,) bool: on which side of the update's own threshold tokens lie that were not in it; True without one, and
+    where the rule is random."""
+    ranked = result.rank[result.kept & result.ranked].cpu()
+    position = torch.cat([torch.arange(len(row.response_ids)) for row in rows])
+    values = KEEP_RULES.find(keep)(
+        RankInputs(
+            entropy=choices.entropy, logp=choices.logp, position=position, uniforms=torch.ones_like(choices.entropy)
+        )
+    )
+    if not len(ranked) or values is None:
+        return torch.ones_like(position, dtype=torch.bool)
+    return values >= ranked.min()
 
 
 def _part(choices: TokenChoices, where: slice) -> TokenChoices:

@@ -39,6 +39,7 @@ class UpdateResult:
     old_logp: torch.Tensor  # (tokens,) nats, of the policy before the step: what ratios are taken against
     advantages: torch.Tensor  # (tokens,) before the entropy clip
     ranked: torch.Tensor  # (tokens,) bool, in the entropy clip's scope
+    rank: torch.Tensor  # (tokens,) what the entropy clip ranks by, lowest first to go; 0 where nothing is ranked
     kept: torch.Tensor  # (tokens,) bool, False where the entropy clip took the advantage away
     limited: torch.Tensor  # (tokens,) bool, where the ratio clip acted
     grad_norms: dict[TokenKind, float] = field(default_factory=dict)
@@ -247,13 +248,13 @@ class Updater:
                 all_entropy[offsets[i] : offsets[i + 1]] = entropy
 
         measure(idle)
-        kept = torch.ones_like(ranked)
+        kept, rank = torch.ones_like(ranked), torch.zeros(len(kinds), device=self.device)
         concerned = [i for i in active if ranked[offsets[i] : offsets[i + 1]].any()]
         one_pass = len(batches) == 1
         if ranked.any() and not (concerned and one_pass):
             # The clip ranks the tokens of the whole window, so their entropies must be known before the first batch.
             measure(concerned)
-            kept = self._kept(all_entropy, ranked, rows, places, step)
+            kept, rank = self._kept(all_entropy, all_logp, ranked, rows, places, step)
 
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
@@ -267,7 +268,7 @@ class Updater:
             all_logp[place] = stats.logp.detach().float()
             all_entropy[place] = stats.entropy.detach().float()
             if concerned and one_pass:
-                kept = self._kept(all_entropy, ranked, rows, places, step)
+                kept, rank = self._kept(all_entropy, all_logp, ranked, rows, places, step)
             inputs = {
                 "logp": stats.logp,
                 "entropy": stats.entropy,
@@ -318,6 +319,7 @@ class Updater:
             old_logp=all_logp if old_logp is None else old_logp,
             advantages=values,
             kinds=kinds,
+            rank=rank,
             kept=kept,
             ranked=ranked,
             limited=limited,
@@ -354,12 +356,13 @@ class Updater:
     def _kept(
         self,
         entropies: torch.Tensor,
+        logp: torch.Tensor,
         ranked: torch.Tensor,
         rows: Sequence[Row],
         places: Sequence[torch.Tensor],
         step: int,
-    ) -> torch.Tensor:
-        """(tokens,) bool: False where the entropy clip takes the advantage away."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(tokens,) bool: False where the entropy clip takes the advantage away; and what it ranks by."""
         settings = self.config.prefix
         group: torch.Tensor | None = None
         if settings.scope == "row":
@@ -368,13 +371,18 @@ class Updater:
             group = torch.zeros_like(ranked, dtype=torch.long)
             for number, place in enumerate(places, 1):
                 group[place] = number
-        uniforms: torch.Tensor | None = None
-        if settings.keep == "random":
-            draws = [
-                rng.generator(self.config.seed, "clip", step, *row.problem.key, row.row).random(len(row.response_ids))
-                for row in rows
-            ]
-            uniforms = torch.from_numpy(np.concatenate(draws)).to(entropies.device)
+        draws = [
+            rng.generator(self.config.seed, "clip", step, *row.problem.key, row.row).random(len(row.response_ids))
+            for row in rows
+        ]
+        values = clip.KEEP_RULES.find(settings.keep)(
+            clip.RankInputs(
+                entropy=entropies,
+                logp=logp,
+                position=torch.cat([torch.arange(len(row.response_ids)) for row in rows]).to(entropies.device),
+                uniforms=torch.from_numpy(np.concatenate(draws)).to(entropies.device),
+            )
+        )
         # Rows of a problem share contexts, so sampled tokens tie; ties go by problem and row, whatever the order of rows.
         by_name = sorted(range(len(rows)), key=lambda i: (rows[i].problem.key, rows[i].row))
         rank = torch.empty(len(rows), dtype=torch.long)
@@ -382,14 +390,12 @@ class Updater:
         order = rank[_row_of(rows)].argsort(stable=True).to(entropies.device)
         stays = torch.empty_like(ranked)
         stays[order] = clip.clip_mask(
-            entropies[order],
+            None if values is None else values[order],
             ranked[order],
             settings.keep_fraction,
-            keep=settings.keep,
             group=None if group is None else group[order],
-            uniforms=None if uniforms is None else uniforms[order],
         )
-        return ~ranked | stays
+        return ~ranked | stays, torch.zeros_like(entropies) if values is None else values
 
 
 def _engine_logp(rows: Sequence[Row], kinds: torch.Tensor) -> torch.Tensor:
@@ -443,7 +449,7 @@ def learning_rate(section: OptimConfig, step: int) -> float:
 
 def _merge(results: list[UpdateResult]) -> UpdateResult:
     """One result of several windows."""
-    columns = ("kinds", "entropy", "logp", "old_logp", "advantages", "ranked", "kept", "limited")
+    columns = ("kinds", "entropy", "logp", "old_logp", "advantages", "ranked", "rank", "kept", "limited")
     tokens: dict[str, Any] = {name: torch.cat([getattr(r, name) for r in results]) for name in columns}
     kinds = dict.fromkeys(kind for result in results for kind in result.grad_norms)
     return UpdateResult(

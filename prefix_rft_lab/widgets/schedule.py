@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import traitlets
 
 from prefix_rft_lab import plots
 from prefix_rft_lab.algorithm import schedules
-from prefix_rft_lab.core.config import ConfigError, RunConfig, ScheduleKind
+from prefix_rft_lab.core.config import ConfigError, RunConfig
 from prefix_rft_lab.widgets.base import Explorer, script, style
 
 FIELDS = (
@@ -24,6 +24,9 @@ FIELDS = (
     "min_tokens",
 )
 """Fields of the config's ``prefix`` section that the explorer edits."""
+
+KINDS = [name for name, entry in schedules.SCHEDULES.entries.items() if entry.is_kit]
+"""Schedules that the browser computes for itself."""
 
 
 class ScheduleExplorer(Explorer):
@@ -44,7 +47,7 @@ class ScheduleExplorer(Explorer):
 
     _esm = script("schedule")
     _css = style("schedule")
-    schedule = traitlets.Enum(get_args(ScheduleKind), "cosine", help="how the lower end moves").tag(sync=True)
+    schedule = traitlets.Enum(KINDS, "cosine", help="how the lower end moves").tag(sync=True)
     high = traitlets.Float(help="upper end, share of the demonstration").tag(sync=True)
     low = traitlets.Float(help="lower end after the decay").tag(sync=True)
     decay_steps = traitlets.Int(1, help="steps of the decay").tag(sync=True)

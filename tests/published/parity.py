@@ -92,7 +92,7 @@ def _scheduled(config: dict[str, Any], step: int) -> float:
     if name in ("const", "constant"):
         return config["init"]
     arguments = {key: value for key, value in config.items() if key != "type"}
-    return schedules.SCHEDULES[name](step, **arguments)
+    return getattr(schedules, name)(step, **arguments)
 
 
 def _window(case: Case, step: int) -> tuple[float, float]:
