@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import polars
 import pytest
 
 from prefix_rft_lab import cli, hub, rng, train
@@ -678,7 +679,6 @@ def test_problems_in_python_are_read_as_from_a_file(tmp_path, name):
 
 
 def test_a_polars_frame(tmp_path):
-    polars = pytest.importorskip("polars", reason="polars is not installed")
     assert read_problems_of(polars.DataFrame(RECORDS)) == read(write(tmp_path / "a.jsonl", RECORDS))[0]
 
 
@@ -710,7 +710,7 @@ def test_training_gives_the_same_bits_from_wherever_problems_come(tmp_path):
     import datasets
 
     found = chains.problems("train", 60, expert="thorough", seed=0)
-    rows = [{"id": p.id, "problem": p.prompt, "answer": p.answer, "solution": p.demonstration} for p in found]
+    rows = [{"problem": p.prompt, "answer": p.answer, "solution": p.demonstration} for p in found]
     config = preset("tiny", **{"rl.steps": 2, "data.eval_problems": 8, "evaluation.hard_tries": 0, "evaluation.k": 1})
     path = write(tmp_path / "p.jsonl", rows)
     runs = [
@@ -720,6 +720,7 @@ def test_training_gives_the_same_bits_from_wherever_problems_come(tmp_path):
             for name, given in {
                 "list": rows,
                 "frame": pd.DataFrame(rows),
+                "polars": polars.DataFrame(rows),
                 "set": datasets.Dataset.from_list(rows),
             }.items()
         ),
