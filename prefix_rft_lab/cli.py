@@ -310,8 +310,7 @@ def sweep(
     folders = dict.fromkeys(str(directory_of(config, out).parent) for config in planned.configs)
     say(f"runs     {', '.join(folders)} ({len(runs)} of {len(planned.runs)} finished)")
     say(f"logs     {Path(out) / 'logs'}")
-    for name in ("sweep.json", "summary.csv", "seconds.csv"):
-        say(f"{'written' if name == 'sweep.json' else '':8} {planned.folder(out) / name}")
+    say(f"written  {planned.folder(out) / 'summary.csv'}")
     return 1 if failed else 0
 
 

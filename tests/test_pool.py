@@ -217,21 +217,18 @@ def test_what_takes_longest_starts_first(small, tmp_path):
     one = pool._Job(small(method="sft_then_rft"), tmp_path)  # 3 steps of 4 rows, then 4 of 8 rows
     assert one.cost == 3 * 4 + 4 * 8
     jobs = [pool._Job(small(method="sft", seed=seed), tmp_path) for seed in range(2)] + [one]
-    assert pool._Pool(jobs, 2, Status(None, False), pool._Limits()).waiting == [one, *jobs[:2]]
+    assert pool._Pool(jobs, 2, Status(None, False)).waiting == [one, *jobs[:2]]
 
 
-def test_the_time_to_go_is_that_of_the_steps_that_are_left(small, tmp_path, monkeypatch):
-    one = pool._Job(small(method="sft_then_rft"), tmp_path)  # 7 steps
-    clock, said = [0.0], []
+def test_the_time_to_go_is_that_of_the_steps_that_are_left(monkeypatch, capsys):
+    clock = [0.0]
     monkeypatch.setattr(pool.time, "monotonic", lambda: clock[0])
-    status = Status(None, False)
-    monkeypatch.setattr(status, "update", lambda done, text: said.append((done, text)))
-    some = pool._Pool([one], 1, status, pool._Limits())
-    one.done_steps = some.done_before = 2
-    some._show()
-    one.done_steps, clock[0] = 4, 60.0
-    some._show()
-    assert said == [(2, "0/1 runs"), (4, "0/1 runs, ETA 01:30")], "two steps took a minute, three are left"
+    status = Status(7)
+    status.update(2, "0/1 runs")
+    clock[0] = 60.0
+    status.update(4, "0/1 runs")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["2/7 steps, 0/1 runs", "4/7 steps, 0/1 runs, ETA 01:30"], "two steps took a minute, three are left"
 
 
 def test_progress_counts_appended_lines_and_forgets_rewound_ones(small, tmp_path):
@@ -250,12 +247,12 @@ def test_progress_counts_appended_lines_and_forgets_rewound_ones(small, tmp_path
 def test_plain_status_lines_are_rare_and_none_is_shown_without_a_browser(monkeypatch, capsys):
     clock = [0.0]
     monkeypatch.setattr(pool.time, "monotonic", lambda: clock[0])
-    status = Status(10)
+    status = Status(30)
     for second in range(25):
         clock[0] = float(second)
         status.update(second, f"second {second}")
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["0/10 steps, second 0", "10/10 steps, second 10", "20/10 steps, second 20"]
+    assert lines == ["0/30 steps, second 0", "10/30 steps, second 10, ETA 00:20", "20/30 steps, second 20, ETA 00:10"]
     monkeypatch.setenv(pool.TICKET, "1")
     with Status(10) as status:
         status.update(3, "now")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import random
@@ -20,7 +19,8 @@ from run_factory import write_run
 
 from prefix_rft_lab import cli, sweeps
 from prefix_rft_lab.config import ConfigError
-from prefix_rft_lab.core.files import write_json
+from prefix_rft_lab.core.files import write_json, write_text
+from prefix_rft_lab.experiments.pool import failure_file
 from prefix_rft_lab.experiments.profiles import PROFILES
 from prefix_rft_lab.methods import METHODS
 from prefix_rft_lab.runs.run import Run, directory_of
@@ -247,20 +247,15 @@ def half_done(tmp_path):
     write_run(out, "rft", name="mine", done=False, steps=3)
     wild = write_run(out, "uft", name="mine", counts=[0] * 6)
     write_json(wild.path / "DIVERGED.json", {"sentence": "loss = nan at step 2: the run diverged", "global_step": 2})
-    sweeps._write_record(found, out, {directory_of(found.configs[2], out): "no <model>, there"})
+    write_text(failure_file(directory_of(found.configs[2], out)), "no <model>, there")
     return found, out
 
 
 def test_every_state_of_a_run_is_told(half_done):
     found, out = half_done
-    failed = sweeps.failures(found, out)
-    states = [sweeps.state(config, out, failed) for config in found.configs]
+    states = [sweeps.state(config, out) for config in found.configs]
     assert [state.name for state in states] == ["finished", "interrupted", "failed", "diverged", "waiting"]
     assert states[2].detail == "no <model>, there" and str(states[3]).startswith("diverged: loss = nan")
-    recorded = json.loads((found.folder(out) / "sweep.json").read_text())
-    assert [row["state"] for row in recorded["runs"]] == [state.name for state in states]
-    assert recorded["runs"][1]["fields"]["method"] == "rft" and recorded["environment"]["source"]
-    assert recorded["sweep"]["arms"]["a"] == {"method": "sft"}
 
 
 def test_the_plan_is_printed_with_states_and_trains_nothing(half_done, tmp_path, capsys):
@@ -432,9 +427,10 @@ def test_a_run_that_fails_or_takes_too_long_hides_no_other(file, tmp_path, capsy
     assert "nowhere' is not there" in shown.err and "the end of " in shown.err
     assert [line.split()[0] for line in shown.out.splitlines() if " test " in line] == ["SFT"]
     assert "(1 of 3 finished)" in shown.out
-    recorded = json.loads((tmp_path / "runs/sweeps/several-default/sweep.json").read_text())
-    assert [row["state"] for row in recorded["runs"]] == ["failed", "failed", "finished"]
     found = sweeps.plan(tmp_path / "mine.yaml")
+    states = [sweeps.state(config, tmp_path / "runs") for config in found.configs]
+    assert [state.name for state in states] == ["failed", "failed", "finished"]
+    assert states[0].detail.startswith("stopped: it took longer than 4 seconds")
     assert any((directory_of(found.configs[0], tmp_path / "runs") / "checkpoints").iterdir()), "its checkpoint is kept"
 
 

@@ -39,7 +39,7 @@ from tqdm import tqdm
 from prefix_rft_lab.algorithm import methods
 from prefix_rft_lab.core.config import ConfigError, RunConfig
 from prefix_rft_lab.core.errors import RunClaimedError, RunDivergedError, RunError
-from prefix_rft_lab.core.files import check_writable
+from prefix_rft_lab.core.files import check_writable, write_text
 from prefix_rft_lab.core.registry import check_importable, unversioned, with_ideas
 from prefix_rft_lab.runs.run import Run, claimed_by, directory_of, refuse_another, say_loaded
 
@@ -96,7 +96,6 @@ def train_all(
     progress: bool = True,
     seconds_limit: float | None = None,
     run_seconds_limit: float | None = None,
-    watch: Callable[[Failure | None], None] | None = None,
     fresh: bool = False,
 ) -> list[Run]:
     """Train runs in worker processes and return what they recorded, in the order of the configs.
@@ -104,7 +103,7 @@ def train_all(
     Finished runs are not trained again; interrupted ones resume from their newest checkpoint; runs that another process
     trains are waited for. A run that fails stops no other, except those whose demonstrations it was to write. A run that
     diverges is finished, see :attr:`prefix_rft_lab.runs.run.Run.diverged`. The longest runs start first. What a run prints
-    goes to ``<out>/logs/<name>-<run>.log``.
+    goes to ``<out>/logs/<name>-<run>.log``, why it failed to a file beside it (:func:`failure_file`).
 
     Args:
         configs: the runs; equal configs are trained once.
@@ -114,7 +113,6 @@ def train_all(
         seconds_limit: wall-clock limit of the whole call; what is not finished by then counts as failed.
         run_seconds_limit: wall-clock limit of each run, counted anew when it resumes; one that takes longer counts as
             failed.
-        watch: called before the first run starts and whenever one ended, with its failure if it failed.
         fresh: train again what was trained before.
 
     Raises:
@@ -138,20 +136,20 @@ def train_all(
     failures = [failure for job in jobs.values() if job.done and (failure := job.refused())]
     if todo:
         check_writable(out)
-        limits = _Limits(seconds_limit, run_seconds_limit)
         with Status(sum(job.steps for job in todo), progress) as status:
-            failures += _Pool(todo, min(workers, len(todo)), status, limits, watch).run()
+            failures += _Pool(todo, min(workers, len(todo)), status, seconds_limit, run_seconds_limit).run()
     if failures:
         raise PoolError(failures, len(jobs) - len(failures))
     return [Run(directory_of(config, out)) for config in configs]
 
 
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """Wall-clock seconds; None for no limit."""
+def failure_file(run: Path) -> Path:
+    """Holds why the last try of a run failed, in one sentence; it is not there while the run is tried again, or after."""
+    return _log_of(run).with_suffix(".failed")
 
-    call: float | None = None
-    run: float | None = None
+
+def _log_of(run: Path) -> Path:
+    return run.parents[1] / "logs" / f"{run.parent.name}-{run.name}.log"
 
 
 class Job:
@@ -175,6 +173,7 @@ class Job:
         self.config = config
         self.path = path
         self.log = log
+        self.failed = log.with_suffix(".failed")
         self.request = {"call": f"{call.__module__}:{call.__qualname__}", "arguments": arguments, "log": str(log)}
         self.started = math.nan
 
@@ -212,8 +211,8 @@ class _Job(Job):
 
     def __init__(self, config: RunConfig, out: Path, fresh: bool = False) -> None:
         path = directory_of(config, out)
-        log = out / "logs" / f"{config.name}-{path.name}.log"
-        super().__init__(config, path, log, _train, {"config": config.to_dict(), "out": str(out), "fresh": fresh})
+        arguments = {"config": config.to_dict(), "out": str(out), "fresh": fresh}
+        super().__init__(config, path, _log_of(path), _train, arguments)
         self.anew = fresh or bool(unversioned(config))
         self.stages = methods.get(config.method).stages
         self.steps = sum(getattr(config, stage.optim).steps for stage in self.stages)
@@ -289,7 +288,7 @@ def work(jobs: Sequence[Job], *, workers: int, status: Status) -> list[Failure]:
     Raises:
         KeyboardInterrupt: as usual; all workers are ended first.
     """
-    return _Pool(jobs, min(workers, len(jobs)), status, _Limits()).run() if jobs else []
+    return _Pool(jobs, min(workers, len(jobs)), status).run() if jobs else []
 
 
 def worker_environment(threads: int) -> dict[str, str]:
@@ -335,6 +334,7 @@ class _Worker:
 
     def give(self, job: Job) -> None:
         self.job = job
+        job.failed.unlink(missing_ok=True)
         job.started = time.monotonic() if self.ready else math.nan
         assert self.process.stdin is not None
         # A worker that is already dead says so by the end of its output.
@@ -367,8 +367,8 @@ class _Pool:
         jobs: Sequence[Job],
         size: int,
         status: Status,
-        limits: _Limits,
-        watch: Callable[[Failure | None], None] | None = None,
+        seconds_limit: float | None = None,
+        run_seconds_limit: float | None = None,
     ) -> None:
         # The longest first, so that none of them is the last to run alone.
         ordered = sorted(jobs, key=lambda job: -job.cost)
@@ -381,21 +381,18 @@ class _Pool:
         self.failures: list[Failure] = []
         self.size = size
         self.status = status
-        self.limits = limits
-        self.watch = watch or (lambda failure: None)
+        self.seconds_limit = seconds_limit
+        self.run_seconds_limit = run_seconds_limit
         self.jobs = list(jobs)
         self.answers: queue.SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = queue.SimpleQueue()
         self.newest = ""
         self.started = time.monotonic()
         self.log = jobs[0].log.with_name("workers.log")
-        self.done_before = 0
 
     def run(self) -> list[Failure]:
         """Train all jobs; the failures. No worker is left whatever happens."""
         for job in self.jobs:
             job.look()
-        self.done_before = sum(job.done_steps for job in self.jobs)
-        self.watch(None)
         try:
             self._fill()
             while self.running or self.waiting or self.claimed:
@@ -407,7 +404,7 @@ class _Pool:
                 self._stop_late_runs()
                 self._fill()
                 self._show()
-                if self.limits.call is not None and time.monotonic() - self.started > self.limits.call:
+                if self.seconds_limit is not None and time.monotonic() - self.started > self.seconds_limit:
                     self._out_of_time()
         finally:
             for worker in self.running:
@@ -485,12 +482,13 @@ class _Pool:
 
     def _fail(self, job: Job, sentence: str, *, started: bool = True) -> None:
         self.failures.append(job.failure(sentence, started=started))
-        self.watch(self.failures[-1])
+        # What cannot be written is no reason to stop a training.
+        with contextlib.suppress(OSError, RunError):
+            write_text(job.failed, sentence)
 
     def _end(self, *, diverged: bool) -> None:
         self.finished += 1
         self.diverged += diverged
-        self.watch(None)
 
     def _look_elsewhere(self) -> None:
         """What other processes have finished is finished here too; what they gave up is taken up."""
@@ -508,17 +506,15 @@ class _Pool:
 
     def _stop_late_runs(self) -> None:
         for worker in list(self.running):
-            if self.limits.run is None or worker.job is None:
+            if self.run_seconds_limit is None or worker.job is None:
                 continue
-            if time.monotonic() - worker.job.started > self.limits.run:
+            if time.monotonic() - worker.job.started > self.run_seconds_limit:
                 self._drop(worker)
-                sentence = (
-                    f"stopped: it took longer than {self.limits.run:g} seconds; it resumes from its newest checkpoint"
-                )
+                sentence = f"stopped: it took longer than {self.run_seconds_limit:g} seconds; it resumes from its newest checkpoint"
                 self._fail(worker.job, sentence)
 
     def _out_of_time(self) -> None:
-        limit = f"the limit of {self.limits.call:g} seconds was reached"
+        limit = f"the limit of {self.seconds_limit:g} seconds was reached"
         for worker in list(self.running):
             self._drop(worker)
             if worker.job is not None:
@@ -540,18 +536,14 @@ class _Pool:
             (len(self.claimed), "trained elsewhere"),
         ):
             text += f", {count} {what}" if count else ""
-        done, total = (sum(steps) for steps in zip(*((job.done_steps, job.steps) for job in self.jobs), strict=True))
-        if done > self.done_before:
-            left = (time.monotonic() - self.started) * (total - done) / (done - self.done_before)
-            text += f", ETA {tqdm.format_interval(left)}"
-        self.status.update(done, text)
+        self.status.update(sum(job.done_steps for job in self.jobs), text)
 
 
 class Status:
     """One line that says how far things are, wherever this process shows it.
 
     A tqdm bar in a terminal or notebook, else a plain line on stderr every :data:`LINE_SECONDS`; nothing if ``shown`` is
-    False, or in a notebook that runs without a browser.
+    False, or in a notebook that runs without a browser. The time to go is that of the steps since the first update.
 
     Args:
         total: steps in all, or None for a text without a bar.
@@ -562,6 +554,7 @@ class Status:
         self.shown = shown and TICKET not in os.environ
         self._bar: Any = None
         self._last = ("", -LINE_SECONDS)
+        self._first: tuple[int, float] | None = None
         if self.shown and (sys.stderr.isatty() or in_notebook()):
             from tqdm.auto import tqdm as bar
 
@@ -571,16 +564,19 @@ class Status:
     def update(self, done: int, text: str) -> None:
         if not self.shown:
             return
+        before, start = self._first = self._first or (done, time.monotonic())
         if self._bar is not None:
-            self._bar.n = done
+            self._bar.n, self._bar.initial = done, before
             if self.total is None:
                 self._bar.set_description_str(text, refresh=False)
             else:
                 self._bar.set_postfix_str(text, refresh=False)
             self._bar.refresh()
             return
-        line = text if self.total is None else f"{done}/{self.total} steps, {text}"
         now = time.monotonic()
+        line = text if self.total is None else f"{done}/{self.total} steps, {text}"
+        if self.total is not None and done > before:
+            line += f", ETA {tqdm.format_interval((now - start) * (self.total - done) / (done - before))}"
         if line == self._last[0] or now - self._last[1] < LINE_SECONDS:
             return
         self._last = (line, now)

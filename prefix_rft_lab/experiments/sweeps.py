@@ -16,11 +16,9 @@ A run belongs to an arm and to one value of each field of the grid. The sweeps o
 share one folder of runs, so that a run which two questions need is trained once.
 
     <out>/<folder>/<run>/                  the runs (prefix_rft_lab.runs.run)
-    <out>/logs/                            what they printed
+    <out>/logs/                            what they printed, and why the last try of a run failed (.failed)
     <out>/sweeps/<name>-<profile>/
-        sweep.json                         what was planned, by which code, and how each run stands
-        summary.csv                        a row a run: its place and its scores; the same bytes whatever interrupted it
-        seconds.csv                        how long each run took
+        summary.csv                        one row per run: its place and its scores; the same bytes whatever interrupted it
 """
 
 from __future__ import annotations
@@ -44,17 +42,15 @@ from prefix_rft_lab.core.config import (
     ConfigError,
     RunConfig,
     Section,
-    flatten,
     preset,
     read_mapping,
     validation_sentence,
 )
-from prefix_rft_lab.core.errors import RunError
-from prefix_rft_lab.core.files import damaged, write_json, write_text
-from prefix_rft_lab.experiments.pool import Failure, PoolError, train_all
+from prefix_rft_lab.core.files import write_text
+from prefix_rft_lab.experiments.pool import PoolError, failure_file, train_all
 from prefix_rft_lab.experiments.profiles import PROFILES
 from prefix_rft_lab.runs import writers
-from prefix_rft_lab.runs.run import Run, claimed_by, directory_of, environment
+from prefix_rft_lab.runs.run import Run, claimed_by, directory_of
 
 FOLDER = Path(__file__).resolve().parents[1] / "assets" / "sweeps"
 """The sweeps of the kit."""
@@ -362,12 +358,20 @@ def plan(
                     f"{field} = {changes[field]!r} would go over {value!r}, which {arm!r} of sweep {sweep.name!r} stands for; "
                     "leave it, or edit the sweep"
                 )
-        fields = {**sweep.set, **chosen.set, **departures, **changes}
-        method = fields.get("method", preset(sweep.preset).method)
-        registry.load(fields.get("imports", ()))
+        asked = {**sweep.set, **chosen.set, **departures, **changes}
+        method = asked.get("method", preset(sweep.preset).method)
+        registry.load(asked.get("imports", ()))
         methods.get(method)
-        tuned = tuned_fields(method, departures) if sweep.tuned else {}
-        config = registry.with_ideas(preset(sweep.preset, **{"name": folder, **tuned, **sizes, **fields, "seed": seed}))
+        # What goes over the preset, each layer over those before it.
+        layers = {
+            "folder": {"name": folder},
+            "tuning": tuned_fields(method, departures) if sweep.tuned else {},
+            "size of the profile": sizes,
+            "sweep, its profile, arm and grid, call": asked,
+            "seed": {"seed": seed},
+        }
+        config = preset(sweep.preset, **{f: v for layer in layers.values() for f, v in layer.items()})
+        config = registry.with_ideas(config)
         methods.check(config)
         writers.check(config)
         return config
@@ -459,24 +463,9 @@ def _author(departures: Mapping[str, Any], sweep: Sweep) -> str:
     return name
 
 
-def run(
-    sweep: Plan,
-    *,
-    out: str | Path,
-    workers: int = 2,
-    progress: bool = True,
-    run_seconds_limit: float | None = None,
-    seconds_limit: float | None = None,
-) -> list[Run]:
-    """Train what is not finished yet and return the runs in the order of the plan; see :func:`run_all`."""
-    [runs] = run_all(
-        [sweep],
-        out=out,
-        workers=workers,
-        progress=progress,
-        run_seconds_limit=run_seconds_limit,
-        seconds_limit=seconds_limit,
-    )
+def run(sweep: Plan, **options: Any) -> list[Run]:
+    """Train what is not finished yet and return the runs in the order of the plan; options as :func:`run_all` takes them."""
+    [runs] = run_all([sweep], **options)
     return runs
 
 
@@ -491,8 +480,8 @@ def run_all(
 ) -> list[list[Run]]:
     """Train several sweeps under one status, runs that they share once, and return the runs of each in its order.
 
-    ``sweep.json`` of each follows how its runs stand; at the end, also one that failed or was interrupted, its summary is
-    written. Calls on one folder, from one machine or several, divide the runs among themselves.
+    At the end, also one that failed or was interrupted, the summary of each is written. Calls on one folder, from one
+    machine or several, divide the runs among themselves.
 
     Args:
         plans: what :func:`plan` gave.
@@ -506,16 +495,6 @@ def run_all(
         ConfigError: a folder that cannot be written, fewer than one worker, a limit that is no positive number.
         PoolError: some runs did not finish; the others did.
     """
-    failed: dict[Path, str] = {}
-
-    def record(failure: Failure | None = None) -> None:
-        if failure is not None:
-            failed[failure.path] = failure.sentence
-        # A record that cannot be written is no reason to stop a training.
-        with contextlib.suppress(OSError, RunError):
-            for each in plans:
-                _write_record(each, out, failed)
-
     configs = [config for each in plans for config in (*each.experts, *each.configs)]
     try:
         train_all(
@@ -525,13 +504,10 @@ def run_all(
             progress=progress,
             seconds_limit=seconds_limit,
             run_seconds_limit=run_seconds_limit,
-            watch=record,
         )
     except (PoolError, KeyboardInterrupt):
-        record()
         _write_summaries(plans, out)
         raise
-    record()
     _write_summaries(plans, out)
     return [[Run(directory_of(config, out)) for config in each.configs] for each in plans]
 
@@ -553,31 +529,26 @@ class State:
         return f"{self.name}: {self.detail}" if self.detail else self.name
 
 
-def state(config: RunConfig, out: str | Path, failed: Mapping[Path, str] | None = None) -> State:
-    """How the run of a config stands in a folder, as its files say.
-
-    Args:
-        failed: directory -> sentence of runs that failed when they were last tried (:func:`failures`).
-    """
+def state(config: RunConfig, out: str | Path) -> State:
+    """How the run of a config stands in a folder, as its files say."""
     path = directory_of(config, out)
     if (path / "DONE.json").is_file():
         diverged = Run(path).diverged
         return State("diverged", diverged) if diverged else State("finished")
     if holder := claimed_by(path):
         return State("running", holder)
-    if failed and path in failed:
-        return State("failed", failed[path])
+    with contextlib.suppress(FileNotFoundError):
+        return State("failed", failure_file(path).read_text(encoding="utf-8"))
     return State("interrupted") if (path / "config.json").is_file() else State("waiting")
 
 
 def states(sweep: Plan, out: str | Path) -> pd.DataFrame:
     """One row per run, experts first: arm, the fields of the grid, seed, directory and state (:func:`state`) in words."""
-    failed = failures(sweep, out)
     places = [dict.fromkeys(["arm", *sweep.fields], "") | {"arm": "(expert)"} for _ in sweep.experts]
     places += [{"arm": planned.arm} | {f: str(v) for f, v in planned.values.items()} for planned in sweep.runs]
     return pd.DataFrame(
         [
-            place | {"seed": c.seed, "directory": str(directory_of(c, out)), "state": str(state(c, out, failed))}
+            place | {"seed": c.seed, "directory": str(directory_of(c, out)), "state": str(state(c, out))}
             for place, c in zip(places, [*sweep.experts, *sweep.configs], strict=True)
         ]
     )
@@ -591,19 +562,6 @@ def kit() -> pd.DataFrame:
         counts = {f"runs, {profile}": len(plan(sweep, profile).runs) for profile in PROFILES}
         rows.append({"sweep": name, **counts, "question": sweep.question})
     return pd.DataFrame(rows)
-
-
-def failures(sweep: Plan, out: str | Path) -> dict[Path, str]:
-    """Directory -> sentence of the runs that failed when the sweep was last run in a folder."""
-    path = sweep.folder(out) / "sweep.json"
-    if not path.is_file():
-        return {}
-    try:
-        recorded = json.loads(path.read_bytes())
-        rows = [*recorded["experts"], *recorded["runs"]]
-        return {Path(out).expanduser() / row["run"]: str(row["detail"]) for row in rows if row["state"] == "failed"}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise damaged(path, "it is no record of a sweep", "it: the sweep writes it again") from None
 
 
 def finished(sweep: Plan, out: str | Path) -> list[Run]:
@@ -649,36 +607,4 @@ def summary(sweep: Plan, out: str | Path) -> pd.DataFrame:
 
 def _write_summaries(plans: Sequence[Plan], out: str | Path) -> None:
     for each in plans:
-        folder = each.folder(out)
-        write_text(folder / "summary.csv", summary(each, out).to_csv(index=False, lineterminator="\n"))
-        seconds = [{"run": run.path.name, "seconds": run.summary["seconds"]} for run in finished(each, out)]
-        table = pd.DataFrame(seconds, columns=["run", "seconds"])
-        write_text(folder / "seconds.csv", table.to_csv(index=False, lineterminator="\n"))
-
-
-def _write_record(sweep: Plan, out: str | Path, failed: Mapping[Path, str]) -> None:
-    start = dict(flatten(preset(sweep.sweep.preset).to_dict()))
-
-    def row(config: RunConfig) -> dict[str, Any]:
-        now = state(config, out, failed)
-        return {
-            "run": directory_of(config, out).relative_to(Path(out).expanduser()).as_posix(),
-            "seed": config.seed,
-            "config": config.hash(),
-            "state": now.name,
-            "detail": now.detail,
-            "fields": {f: v for f, v in flatten(config.to_dict()) if f not in start or start[f] != v},
-        }
-
-    write_json(
-        sweep.folder(out) / "sweep.json",
-        {
-            "sweep": sweep.sweep.model_dump(mode="json"),
-            "profile": sweep.profile,
-            "environment": environment(sweep.runs[0].config.threads),
-            "experts": [row(config) for config in sweep.experts],
-            "runs": [
-                {"arm": planned.arm, "values": dict(planned.values)} | row(planned.config) for planned in sweep.runs
-            ],
-        },
-    )
+        write_text(each.folder(out) / "summary.csv", summary(each, out).to_csv(index=False, lineterminator="\n"))
