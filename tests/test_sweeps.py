@@ -418,11 +418,11 @@ def test_a_run_that_fails_or_takes_too_long_hides_no_other(file, tmp_path, capsy
         "sft": {"method": "sft"},
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    arguments = ["sweep", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "runs"), "--workers=1", "--run-limit=4"]
+    arguments = ["sweep", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "runs"), "--workers=1", "--run-limit=15"]
     assert cli.main(arguments) == 1
     shown = capsys.readouterr()
     assert "3 of 4 runs did not finish; the same call keeps the other 1" in shown.err
-    assert "stopped: it took longer than 4 seconds; it resumes from its newest checkpoint" in shown.err
+    assert "stopped: it took longer than 15 seconds; it resumes from its newest checkpoint" in shown.err
     assert "which writes its demonstrations, did not finish" in shown.err
     assert "nowhere' is not there" in shown.err and "the end of " in shown.err
     assert [line.split()[0] for line in shown.out.splitlines() if " test " in line] == ["SFT"]
@@ -430,7 +430,7 @@ def test_a_run_that_fails_or_takes_too_long_hides_no_other(file, tmp_path, capsy
     found = sweeps.plan(tmp_path / "mine.yaml")
     states = [sweeps.state(config, tmp_path / "runs") for config in found.configs]
     assert [state.name for state in states] == ["failed", "failed", "finished"]
-    assert states[0].detail.startswith("stopped: it took longer than 4 seconds")
+    assert states[0].detail.startswith("stopped: it took longer than 15 seconds")
     assert any((directory_of(found.configs[0], tmp_path / "runs") / "checkpoints").iterdir()), "its checkpoint is kept"
 
 
