@@ -1,4 +1,4 @@
-"""One page that says what a set of runs found: the question, who won and how surely, tables, figures, configs.
+"""One page that says what a set of runs found: the answer, who won and how surely, tables, figures, configs.
 
 The page is one HTML file that asks nothing of the network: figures are embedded, styles are inline, there is no
 script. Everything in it that comes from runs or people (titles, levels, paths) is escaped by the template engine.
@@ -13,7 +13,6 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -26,18 +25,19 @@ from PIL import Image
 from prefix_rft_lab import plots
 from prefix_rft_lab.algorithm.methods import METHODS
 from prefix_rft_lab.analysis import claims, stats
+from prefix_rft_lab.analysis.budgets import budgets
 from prefix_rft_lab.core.config import ConfigError, flatten, preset
 from prefix_rft_lab.core.errors import RunError
 from prefix_rft_lab.core.files import check_writable, write_json, write_text
-from prefix_rft_lab.core.tables import inline, markdown_table, with_interval
+from prefix_rft_lab.core.tables import Table, inline, with_interval
 from prefix_rft_lab.experiments.sweeps import TUNED, Plan
 from prefix_rft_lab.plots import RunFigure
 from prefix_rft_lab.runs.run import Run, directory_of, source_hash
 from prefix_rft_lab.runs.summary import INTERVALS
 
 QUESTION = (
-    "From one base policy, one set of problems and one evaluation: which method of post-training scores highest, and "
-    "does training on prefixes of demonstrations (Prefix-RFT) beat SFT, RFT and SFT→RFT?"
+    "From one base policy: which method of post-training scores highest, and does training on prefixes of demonstrations "
+    "(Prefix-RFT) beat SFT, RFT and SFT→RFT?"
 )
 _DETAIL_ROWS = 40
 """Rows of a figure's data that the page shows; the whole table is in figures/."""
@@ -46,35 +46,8 @@ _SPLITS = {
     "test": "problems like those trained on",
     "ood": "problems unlike those trained on (out of distribution)",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table as text: the first column names the row."""
-
-    caption: str
-    columns: list[str]
-    rows: list[list[str]]
-    note: str = ""
-    marked: list[bool] = field(default_factory=list)
-    """Rows to set apart; empty for none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """A figure of the report."""
-
-    name: str
-    title: str
-    caption: str
-    png: str
-    """Base64."""
-    width: int
-    height: int
-    """CSS pixels."""
-    data: Table
-    files: list[tuple[str, str]]
-    """(what it is, path relative to the page)."""
+Sweeps = Mapping[str, tuple[Plan, Sequence[Run]]]
+"""Name of a sweep -> what was planned, its runs."""
 
 
 def write_report(
@@ -92,7 +65,7 @@ def write_report(
         runs: finished or not; unfinished ones are named and left out of the final scores.
         seconds: how long the notebooks took, if known.
         notebooks: executed notebooks to name.
-        sweeps: name -> (what was planned, its runs); with them, the claims are judged and stand first.
+        sweeps: with them, the claims are judged.
 
     Returns:
         path of ``report.html``.
@@ -115,78 +88,66 @@ def write_report(
     ordered = [run for members in groups.values() for run in members]
     finished = [run for run in ordered if run.done]
     splits, remarks = _splits(finished)
-    remarks = [f"Left out: {sentence}." for sentence in broken.values()] + _remarks(ordered) + remarks
-
-    verdicts, scores, levels, compared = {}, {}, {}, {}
-    for split in splits:
-        compared[split] = stats.compare(finished, split)
-        scores[split] = _score_table(compared[split], split)
-        by_level = stats.by_level(finished, split)
-        if by_level["level"].nunique() > 1:
-            levels[split] = _level_table(by_level, split, int(compared[split]["k"].iloc[0]))
-        try:
-            verdicts[split] = stats.verdicts(finished, split)
-        except ConfigError as error:
-            verdicts[split] = [f"Nothing to compare: {error}."]
-
-    judged = claims.verdict_table(sweeps) if sweeps else pd.DataFrame()
-    if len(judged):  # what is known first
-        judged = judged.sort_values("verdict", key=lambda v: v == "missing", kind="stable", ignore_index=True)
-    arms, arm_tables, arm_remarks = _arms(sweeps)
-    remarks += arm_remarks
-    first, more = _sweep_drawings(judged, sweeps, arms)
-    figures, missing = _figures(folder / "figures", ordered, finished, splits, first, more)
-    configs = _config_table(groups)
+    compared = {split: stats.compare(finished, split) for split in splits}
+    by_level = {split: stats.by_level(finished, split) for split in splits}
+    levels = {split: table for split, table in by_level.items() if table["level"].nunique() > 1}
+    verdicts = {split: _or_reason(stats.verdicts, finished, split) for split in splits}
+    judged = claims.verdict_table(sweeps) if sweeps else pd.DataFrame({"verdict": []})
+    arms, arm_remarks = _arms(sweeps)
+    figures, undrawn = _figures(folder / "figures", ordered, finished, splits, judged, sweeps, arms)
+    remarks = [f"Left out: {sentence}." for sentence in broken.values()] + _remarks(ordered) + remarks + arm_remarks
+    costs = budgets(groups)
+    tables = [_score_table(table, costs, f"Final scores on {split}") for split, table in compared.items()]
+    tables += [_level_table(table, split) for split, table in levels.items()]
+    for name, table in arms.items():
+        plan, of = sweeps[name]
+        spent = budgets(stats.group([run for run in of if run.done], plan.label()))
+        question = plan.sweep.question or "final scores on test"
+        tables.append(_score_table(table, spent, f"Sweep {name}: {question}", first="Arm"))
+    made = [_method_table(groups), _data_table(ordered)]
+    details = [_config_table(groups), _environment_table(ordered), _run_table(ordered), *_tuning_table()]
     context = {
         "title": title,
         "question": QUESTION,
+        "answer": _or_reason(stats.answer, finished, splits[0])[0] if splits else "",
+        "first": _answer_table(compared[splits[0]], costs) if splits else None,
+        "plot": _plot(finished, compared[splits[0]], splits[0]) if splits else None,
         "verdicts": {split: (_SPLITS.get(split, ""), lines) for split, lines in verdicts.items()},
-        "claims": _claim_table(judged) if len(judged) else None,
-        "tuning": _tuning_table(),
-        "sweeps": arm_tables,
+        "claims": _claim_table(judged[judged["verdict"] != "missing"]) if len(judged) else None,
+        "waiting": list(judged.loc[judged["verdict"] == "missing", "sentence"]) if len(judged) else [],
         "remarks": remarks,
         "evidence": _evidence(compared, ordered, seconds),
-        "scores": scores,
-        "levels": levels,
+        "tables": tables,
         "figures": figures,
-        "missing": missing,
-        "methods": _method_table(groups),
-        "configs": configs,
-        "environment": _environment_table(ordered),
-        "data": _data_table(ordered),
-        "runs": _run_table(ordered),
+        "undrawn": undrawn,
+        "made": made,
+        "details": details,
         "notebooks": [Path(path).name for path in notebooks],
     }
-    write_text(folder / "report.html", _template().render(**context))
-    write_text(folder / "report.md", _markdown(context))
+    write_text(folder / "report.html", _template("report.html.j2").render(**context))
+    write_text(folder / "report.md", _template("report.md.j2").render(**context))
+    sources = _sources([run for _, of in sweeps.values() for run in of] or ordered)
     write_json(
         folder / "report.json",
-        _plain_values(
-            {
-                "title": title,
-                "intervals": INTERVALS,
-                "claims": judged.to_dict("records"),
-                "sweeps": {name: table.to_dict("records") for name, table in arms.items()},
-                "verdicts": verdicts,
-                "compare": {split: table.to_dict("records") for split, table in compared.items()},
-                "levels": {
-                    split: stats.by_level(finished, split).drop(columns="title").to_dict("records") for split in levels
-                },
-                "methods": {
-                    name: {"config": members[0].config.hash(), "seeds": [run.seed for run in members]}
-                    for name, members in groups.items()
-                },
-                "runs": [_name(run) for run in ordered],
-                "unfinished": [_name(run) for run in ordered if not run.done],
-                "remarks": remarks,
-                "source": {
-                    "runs": sorted({str(plots.environment(run).get("source")) for run in ordered}),
-                    "report": source_hash(),
-                    "all": sorted(_sources([run for _, of in sweeps.values() for run in of] or ordered)),
-                },
-                "seconds": seconds,
-            }
-        ),
+        {
+            "title": title,
+            "intervals": INTERVALS,
+            "claims": _plain(judged),
+            "sweeps": {name: _plain(table) for name, table in arms.items()},
+            "verdicts": verdicts,
+            "compare": {split: _plain(table) for split, table in compared.items()},
+            "levels": {split: _plain(table.drop(columns="title")) for split, table in levels.items()},
+            "budgets": _plain(costs.rename_axis("method").reset_index()),
+            "methods": {
+                name: {"config": members[0].config.hash(), "seeds": [run.seed for run in members]}
+                for name, members in groups.items()
+            },
+            "runs": [_name(run) for run in ordered],
+            "unfinished": [_name(run) for run in ordered if not run.done],
+            "remarks": remarks,
+            "source": {"runs": sorted(_sources(ordered)), "report": source_hash(), "all": sorted(sources)},
+            "seconds": seconds,
+        },
     )
     return folder / "report.html"
 
@@ -202,28 +163,66 @@ def damage(runs: Sequence[Run]) -> dict[Path, str]:
     return found
 
 
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("prefix_rft_lab", "assets"),
+        autoescape=name.endswith(".html.j2"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["inline"] = inline
+    return environment.get_template(name)
+
+
+def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows that every reader of JSON takes: no NaN, no NumPy numbers."""
+    return json.loads(table.to_json(orient="records", double_precision=6)) if len(table) else []
+
+
 # ---------------------------------------------------------------------- what can be said
+
+
+def _or_reason(say: Callable[..., Any], *arguments: Any) -> list[str]:
+    try:
+        said = say(*arguments)
+    except ConfigError as error:
+        return [f"Nothing to compare: {error}."]
+    return said if isinstance(said, list) else [said]
 
 
 def _splits(finished: Sequence[Run]) -> tuple[list[str], list[str]]:
     """Splits that all finished runs were evaluated on, and what was left out."""
-    have = {id(run): {path.stem for path in (run.path / "evaluation").glob("*.parquet")} for run in finished}
     named = dict.fromkeys(split for run in finished for split in run.config.evaluation.final_splits)
-    kept, remarks = [], []
-    for split in named:
-        count = sum(split in have[id(run)] for run in finished)
-        if count == len(finished):
-            kept.append(split)
-        elif count:
-            remarks.append(f"Split {split!r} is left out: only {count} of {len(finished)} runs were evaluated on it.")
-    return kept, remarks
+    count = {s: sum((run.path / "evaluation" / f"{s}.parquet").is_file() for run in finished) for s in named}
+    return [split for split in named if count[split] == len(finished)], [
+        f"Split {split!r} is left out: only {n} of {len(finished)} runs were evaluated on it."
+        for split, n in count.items()
+        if 0 < n < len(finished)
+    ]
+
+
+def _arms(sweeps: Sweeps) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """What every arm of each sweep scored on test, and what could not be compared."""
+    found, remarks = {}, []
+    for name, (plan, runs) in sweeps.items():
+        finished = [run for run in runs if run.done]
+        if short := len(plan.runs) - len(finished):
+            remarks.append(f"Sweep {name!r}: {short} of {len(plan.runs)} runs are not finished.")
+        if diverged := sum(bool(run.diverged) for run in finished):
+            remarks.append(f"Sweep {name!r}: {diverged} of {len(finished)} runs diverged and count as solving nothing.")
+        try:
+            if finished:
+                found[name] = stats.compare(finished, label=plan.label())
+        except (ConfigError, RunError) as error:
+            remarks.append(f"Sweep {name!r} is left out: {error}.")
+    return found, remarks
 
 
 def _remarks(runs: Sequence[Run]) -> list[str]:
     """What a reader should know before believing a figure."""
     out = []
-    unfinished = [_name(run) for run in runs if not run.done]
-    if unfinished:
+    if unfinished := [_name(run) for run in runs if not run.done]:
         out.append(f"Not finished, so not in the final scores: {', '.join(unfinished)}.")
     sources = sorted(_sources(runs))
     if sources != [source_hash()]:
@@ -236,18 +235,7 @@ def _remarks(runs: Sequence[Run]) -> list[str]:
             f"The runs were made by {len(sources)} versions of the code (source hashes {', '.join(sources)}); train them "
             "again with one version before quoting a difference."
         )
-    seeds = {len({run.seed for run in runs if run.method == name}) for name in {run.method for run in runs} - {"base"}}
-    if seeds and min(seeds) < 3:
-        out.append(
-            f"{'A single seed' if min(seeds) == 1 else 'Two seeds'} a method say little about how training varies: "
-            "intervals are too narrow for conclusions about a method."
-        )
-    budgets = {name: _steps(name, runs) for name in dict.fromkeys(run.method for run in runs) if name in METHODS}
-    stages = {text for text in budgets.values() if text}
-    if len(stages) > 1:
-        spelled = "; ".join(f"{METHODS[name].title}: {text}" for name, text in budgets.items() if text)
-        out.append(f"Budgets differ by method ({spelled}).")
-    timeouts = sum(_last(run, "verifier_timeouts") for run in runs)
+    timeouts = sum(stats.records(run, "metrics").get("verifier_timeouts", pd.Series([0])).iloc[-1] for run in runs)
     if timeouts:
         out.append(f"{timeouts:.0f} verifications ran out of time and counted as wrong.")
     return out
@@ -257,38 +245,15 @@ def _sources(runs: Sequence[Run]) -> set[str]:
     return {str(plots.environment(run).get("source")) for run in runs}
 
 
-def _steps(method: str, runs: Sequence[Run]) -> str:
-    config = next(run for run in runs if run.method == method).config
-    parts = []
-    for stage in METHODS[method].stages:
-        steps = getattr(config, stage.optim).steps
-        size = (
-            f"{config.rollout.problems_per_step}×{config.rollout.rows_per_problem} rows"
-            if stage.samples
-            else f"{config.sft.batch_rows} demonstrations"
-        )
-        parts.append(f"{steps} steps of {size}")
-    return ", then ".join(parts)
-
-
-def _last(run: Run, column: str) -> float:
-    metrics = stats.records(run, "metrics")
-    return float(metrics[column].iloc[-1]) if column in metrics and len(metrics) else 0.0
-
-
 def _evidence(compared: dict[str, pd.DataFrame], runs: Sequence[Run], seconds: float | None) -> str:
     parts = [f"{len(runs)} runs"]
-    parts += [
-        f"{int(table['problems'].iloc[0])} {split} problems × {int(table['k'].iloc[0])} samples"
-        for split, table in compared.items()
-    ]
+    for split, table in compared.items():
+        parts.append(f"{int(table['problems'].iloc[0])} {split} problems × {int(table['k'].iloc[0])} samples")
     if seconds is not None:
         parts.append(f"notebooks executed in {_duration(seconds)}")
     # Runs may have been finished before the notebooks asked for them, so their own time is told apart.
-    parts.append(
-        f"trained in {_duration(sum(run.summary.get('seconds', 0.0) for run in runs if run.done))} of one core"
-    )
-    return ", ".join(parts)
+    trained = sum(run.summary.get("seconds", 0.0) for run in runs if run.done)
+    return ", ".join([*parts, f"trained in {_duration(trained)} of one core"])
 
 
 def _duration(seconds: float) -> str:
@@ -299,37 +264,82 @@ def _duration(seconds: float) -> str:
 
 # ---------------------------------------------------------------------- tables
 
+_BUDGET = {
+    "steps": "Optimizer steps",
+    "rows": "Rows sampled",
+    "demonstrations": "Demonstration tokens trained",
+    "seconds": "Seconds",
+}
+_FORMATS = {**dict.fromkeys(_BUDGET, ",.0f"), "seconds": ",.1f", "tokens": ".1f", "delta": "+.3f"}
+
+
+def _with_budget(table: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """Scores beside what they cost; where there are two seeds, without intervals, which would span all that is possible."""
+    table = table.join(costs, on="method")
+    ends = [name for name in table if str(name).endswith(("_low", "_high"))]
+    table.loc[table["seeds"] == stats.FEW, ends] = float("nan")
+    return table
+
+
+def _answer_table(table: pd.DataFrame, costs: pd.DataFrame) -> Table:
+    heads = {"title": "Method", "avg": f"avg@{int(table['k'].iloc[0])}", **_BUDGET}
+    best = list(table["mean"] == table["mean"].max())
+    return Table(
+        frame=_with_budget(table, costs), heads=heads, formats=_FORMATS, marked=best, caption="Scores and cost"
+    )
+
+
+def _score_table(table: pd.DataFrame, costs: pd.DataFrame, caption: str, first: str = "Method") -> Table:
+    k = int(table["k"].iloc[0])
+    frame = _with_budget(table, costs)
+    frame["counted"] = table["seeds"].astype(str) + table["diverged"].map(lambda n: f" ({n} diverged)" if n else "")
+    frame.loc[table["seeds"] == stats.FEW, "over"] = f"none: {stats.LITTLE}"
+    heads = {"title": first, "counted": "Seeds", "avg": f"avg@{k}", "pass": f"pass@{k}", "greedy": "greedy pass@1"}
+    heads |= {"tokens": "Tokens", "delta": f"avg@{k} − base", "over": "Interval over", **_BUDGET}
+    note = (
+        f"Shares of 1 with {INTERVALS} (n = {int(table['problems'].iloc[0])} problems); differences to the base policy are "
+        "paired over problems. Tokens: mean response length. The row with the highest mean is set in bold, separated or "
+        "not. Budgets are means per run; FLOPs are not recorded."
+    )
+    best = list(table["mean"] == table["mean"].max())
+    return Table(caption=caption, frame=frame, heads=heads, formats=_FORMATS, marked=best, note=note)
+
+
+def _level_table(table: pd.DataFrame, split: str) -> Table:
+    ends = table[["low", "high"]].where(table["seeds"] != stats.FEW)
+    cells = [with_interval(*row) for row in pd.concat([table["mean"], ends], axis=1).itertuples(index=False)]
+    counts = table.drop_duplicates("level").set_index("level")["problems"]
+    wide = table.assign(cell=cells).pivot(index="method", columns="level", values="cell").loc[table["method"].unique()]
+    wide.insert(0, "title", table.drop_duplicates("method").set_index("method")["title"])
+    heads = {"title": "Method"} | {str(level): f"{level or '(none)'} (n = {n})" for level, n in counts.items()}
+    caption = f"avg@{int(table['k'].iloc[0])} on {split} by level"
+    return Table(caption=caption, frame=wide, heads=heads, note="n: problems of the level.")
+
 
 def _claim_table(judged: pd.DataFrame) -> Table:
-    rows = judged.to_dict("records")
+    frame = judged.assign(asked=[_asked(row) for row in judged.to_dict("records")])
+    for name in ("here", "seeds", "notes"):
+        frame[name] = frame[name].replace("", "–")
+    frame["written"] += " the runs"
     counts = ", ".join(f"{n} {name}" for name, n in judged["verdict"].value_counts().items())
-    return Table(
-        caption=f"Claims: {counts}",
-        columns=["Claim", "Verdict", "Here", "Asked", "Alone", "Seeds", "There", "Source", "Written", "Before quoting"],
-        rows=[
-            [
-                row["claim"],
-                row["verdict"],
-                row["here"] or "–",
-                _asked(row),
-                row["alone"],
-                row["seeds"] or "–",
-                row["paper"],
-                row["source"],
-                f"{row['written']} the runs",
-                row["notes"] or "–",
-            ]
-            for row in rows
-        ],
-        note=(
-            "Here: effect in the claimed direction with its interval, Student's t over seeds and problems, widened for all "
-            f"{len(claims.load())} claims together (Bonferroni). Supported: the interval lies above 0 and the effect reaches "
-            "what was asked; contradicted: it lies below what was asked; for ranges and losses, inside or outside. Alone: "
-            "what the plain 95% interval would say. Not judged: an arm took over the learning rate of another. Written: whether "
-            "claim and effect asked for were written before any run of its arms was seen."
-        ),
-        marked=[row["verdict"] in ("supported", "contradicted") for row in rows],
+    note = (
+        "Here: effect in the claimed direction with its interval, Student's t over seeds and problems, widened for all "
+        f"{len(claims.load())} claims together (Bonferroni). Supported: the interval lies above 0 and the effect reaches "
+        "what was asked; contradicted: it lies below what was asked; for ranges and losses, inside or outside. Alone: "
+        "what the plain 95% interval would say. Not judged: an arm took over the learning rate of another. Written: whether "
+        "claim and effect asked for were written before any run of its arms was seen."
     )
+    heads = {
+        "claim": "Claim",
+        "verdict": "Verdict",
+        "here": "Here",
+        "asked": "Asked",
+        "alone": "Alone",
+        "seeds": "Seeds",
+    }
+    heads |= {"paper": "There", "source": "Source", "written": "Written", "notes": "Before quoting"}
+    decided = list(judged["verdict"].isin(["supported", "contradicted"]))
+    return Table(caption=f"Claims: {counts or 'none judged'}", frame=frame, heads=heads, note=note, marked=decided)
 
 
 def _asked(row: Mapping[Any, Any]) -> str:
@@ -338,166 +348,71 @@ def _asked(row: Mapping[Any, Any]) -> str:
     return f"{'> −' if row['test'] == 'no_worse' else '≥ '}{row['smallest']:g}"
 
 
-def _tuning_table() -> Table | None:
+def _tuning_table() -> list[Table]:
     """What the kit's tuning tried, and chose."""
-    if not TUNED.is_file():
-        return None
-    tuned = json.loads(TUNED.read_text(encoding="utf-8"))
-    chosen, tried = tuned.get("fields", {}), tuned.get("tried", [])
-    if not tried:
-        return None
+    tuned = json.loads(TUNED.read_text(encoding="utf-8")) if TUNED.is_file() else {}
     parts = {(own["method"], str(own["part"])): own["fields"] for own in tuned.get("parts", [])}
-    taken = [
-        (parts.get((row["method"], str(row["part"]))) if row.get("part") else chosen.get(row["method"]))
-        == row["fields"]
-        for row in tried
-    ]
-    return Table(
-        caption="Tuning on the validation split",
-        columns=["Method", "Fields", "Mean", "Each seed", "Taken"],
-        rows=[
-            [
-                METHODS[row["method"]].title if row["method"] in METHODS else str(row["method"]),
-                ", ".join(f"{name} = {value}" for name, value in {**row.get("part", {}), **row["fields"]}.items()),
-                f"{row['avg']:.3f}",
-                ", ".join(f"{score:.3f}" for score in row.get("scores", [])) or "–",
-                "yes" if yes else "",
-            ]
-            for row, yes in zip(tried, taken, strict=True)
-        ],
-        note=f"{tuned.get('metric', 'avg@k')}, with seeds that no comparison uses; the test splits stay unread.",
-        marked=taken,
-    )
-
-
-def _arms(
-    sweeps: Mapping[str, tuple[Plan, Sequence[Run]]],
-) -> tuple[dict[str, pd.DataFrame], list[Table], list[str]]:
-    """What every arm of each sweep scored on test, as data and as text, and what could not be compared."""
-    found, tables, remarks = {}, [], []
-    for name, (plan, runs) in sweeps.items():
-        finished = [run for run in runs if run.done]
-        short = len(plan.runs) - len(finished)
-        if short:
-            remarks.append(f"Sweep {name!r}: {short} of {len(plan.runs)} runs are not finished.")
-        diverged = sum(bool(run.diverged) for run in finished)
-        if diverged:
-            remarks.append(f"Sweep {name!r}: {diverged} of {len(finished)} runs diverged and count as solving nothing.")
-        if not finished:
-            continue
-        try:
-            found[name] = stats.compare(finished, label=plan.label())
-        except (ConfigError, RunError) as error:
-            remarks.append(f"Sweep {name!r} is left out: {error}.")
-            continue
-        table = _score_table(found[name], "test")
-        caption = f"Sweep {name}: {plan.sweep.question or 'final scores on test'}"
-        tables.append(replace(table, caption=caption, columns=["Arm", *table.columns[1:]]))
-    return found, tables, remarks
-
-
-def _score_table(table: pd.DataFrame, split: str) -> Table:
-    k = int(table["k"].iloc[0])
-    best = table["mean"].max()
-    return Table(
-        caption=f"Final scores on {split}",
-        columns=[
-            "Method",
-            "Seeds",
-            f"avg@{k}",
-            f"pass@{k}",
-            "greedy pass@1",
-            "Tokens",
-            f"avg@{k} − base",
-            "Interval over",
-        ],
-        rows=[
-            [
-                row["title"],
-                f"{row['seeds']} ({row['diverged']} diverged)" if row["diverged"] else str(row["seeds"]),
-                with_interval(row["avg"], row["avg_low"], row["avg_high"]),
-                with_interval(row["pass"], row["pass_low"], row["pass_high"]),
-                with_interval(row["greedy"], row["greedy_low"], row["greedy_high"]),
-                "–" if math.isnan(row["tokens"]) else f"{row['tokens']:.1f}",
-                with_interval(row["delta"], row["delta_low"], row["delta_high"], "+.3f"),
-                row["over"],
-            ]
-            for row in table.to_dict("records")
-        ],
-        note=(
-            f"Shares of 1 with {INTERVALS} (n = "
-            f"{int(table['problems'].iloc[0])} problems); differences to the base policy are paired over problems. "
-            "Tokens: mean response length. The row with the highest mean is set in bold, separated or not."
-        ),
-        marked=[bool(row["mean"] == best) for row in table.to_dict("records")],
-    )
-
-
-def _level_table(table: pd.DataFrame, split: str, k: int) -> Table:
-    levels = list(dict.fromkeys(table["level"]))
-    counts = table.drop_duplicates("level").set_index("level")["problems"]
-    cells = {
-        (row["method"], row["level"]): with_interval(row["mean"], row["low"], row["high"])
-        for row in table.to_dict("records")
-    }
-    methods = table.drop_duplicates("method")
-    return Table(
-        caption=f"avg@{k} on {split} by level",
-        columns=["Method", *(f"{level or '(none)'} (n = {counts[level]})" for level in levels)],
-        rows=[
-            [str(title), *(cells[method, level] for level in levels)]
-            for method, title in zip(methods["method"], methods["title"], strict=True)
-        ],
-        note="n: problems of the level.",
-    )
+    rows = []
+    for row in tuned.get("tried", []):
+        part = row.get("part") or {}
+        chosen = parts.get((row["method"], str(part))) if part else tuned.get("fields", {}).get(row["method"])
+        rows.append(
+            {
+                "Method": METHODS[row["method"]].title if row["method"] in METHODS else str(row["method"]),
+                "Fields": ", ".join(f"{name} = {value}" for name, value in {**part, **row["fields"]}.items()),
+                "Mean": row["avg"],
+                "Each seed": ", ".join(f"{score:.3f}" for score in row.get("scores", [])) or "–",
+                "Taken": "yes" if chosen == row["fields"] else "",
+            }
+        )
+    note = f"{tuned.get('metric', 'avg@k')}, with seeds that no comparison uses; the test splits stay unread."
+    taken = [row["Taken"] == "yes" for row in rows]
+    frame = pd.DataFrame(rows)
+    return [Table(caption="Tuning on the validation split", frame=frame, note=note, marked=taken)] if rows else []
 
 
 def _method_table(groups: dict[str, list[Run]]) -> Table:
-    return Table(
-        caption="What was run",
-        columns=["Method", "Seeds", "Training", "Seconds a run", "Config"],
-        rows=[
-            [
-                stats.title(name, members),
-                ", ".join(str(run.seed) for run in members),
-                (_steps(name, members) if name in METHODS else "") or "none",
-                _mean_seconds(members),
-                members[0].config.hash(),
-            ]
-            for name, members in groups.items()
-        ],
-        note="Seconds: mean wall-clock of finished runs, evaluation during training included.",
-    )
+    rows = []
+    for name, members in groups.items():
+        seconds = [run.summary["seconds"] for run in members if run.done and "seconds" in run.summary]
+        rows.append(
+            {
+                "Method": stats.title(name, members),
+                "Seeds": ", ".join(str(run.seed) for run in members),
+                "Training": _training(members[0]) or "none",
+                "Seconds a run": sum(seconds) / len(seconds) if seconds else float("nan"),
+                "Config": members[0].config.hash(),
+            }
+        )
+    note = "Seconds: mean wall-clock of finished runs, evaluation during training included."
+    return Table(caption="What was run", frame=pd.DataFrame(rows), formats={"Seconds a run": ".0f"}, note=note)
 
 
-def _mean_seconds(members: Sequence[Run]) -> str:
-    seconds = [run.summary["seconds"] for run in members if run.done and "seconds" in run.summary]
-    return f"{sum(seconds) / len(seconds):.0f}" if seconds else "–"
+def _training(run: Run) -> str:
+    rollout, parts = run.config.rollout, []
+    for stage in METHODS[run.method].stages if run.method in METHODS else ():
+        rows = f"{rollout.problems_per_step}×{rollout.rows_per_problem} rows"
+        size = rows if stage.samples else f"{run.config.sft.batch_rows} demonstrations"
+        parts.append(f"{stage.optimizer_section(run.config).steps} steps of {size}")
+    return ", then ".join(parts)
 
 
 def _config_table(groups: dict[str, list[Run]]) -> Table:
     """Every field, with the values of the methods where they differ; rows that depart from the preset are marked."""
     configs = {name: dict(flatten(members[0].config.to_dict())) for name, members in groups.items()}
     default = dict(flatten(preset("tiny").to_dict()))
-    fields = list(dict.fromkeys(name for values in configs.values() for name in values))
     rows, marked = [], []
-    for name in fields:
+    for name in dict.fromkeys(name for values in configs.values() for name in values):
         if name in ("name", "method", "seed"):
             continue
         values = {method: _value(values.get(name)) for method, values in configs.items()}
-        standard = _value(default.get(name))
-        shown = (
-            next(iter(values.values()))
-            if len(set(values.values())) == 1
-            else "; ".join(f"{method}: {value}" for method, value in values.items())
-        )
-        departs = any(value != standard for value in values.values())
-        rows.append([name, shown, standard, "changed" if departs else ""])
-        marked.append(departs)
+        standard, different = _value(default.get(name)), list(dict.fromkeys(values.values()))
+        spelled = "; ".join(f"{method}: {value}" for method, value in values.items())
+        marked.append(different != [standard])
+        rows.append([name, different[0] if len(different) == 1 else spelled, standard, "changed" if marked[-1] else ""])
     return Table(
         caption="Resolved configuration",
-        columns=["Field", "Value", "Preset tiny", "Departs"],
-        rows=rows,
+        frame=pd.DataFrame(rows, columns=["Field", "Value", "Preset tiny", "Departs"]),
         note="Fields that depart from the preset tiny are marked. Name, method and seed are left out.",
         marked=marked,
     )
@@ -512,12 +427,9 @@ def _value(value: Any) -> str:
 
 def _environment_table(runs: Sequence[Run]) -> Table:
     environments = [plots.environment(run) for run in runs]
-    names = list(dict.fromkeys(name for values in environments for name in values))
-    rows = []
-    for name in names:
-        values = list(dict.fromkeys(str(values.get(name)) for values in environments))
-        rows.append([name, "; ".join(values)])
-    return Table(caption="Environment of the runs", columns=["What", "Value"], rows=rows)
+    names = dict.fromkeys(name for values in environments for name in values)
+    rows = [(name, "; ".join(dict.fromkeys(str(values.get(name)) for values in environments))) for name in names]
+    return Table(caption="Environment of the runs", frame=pd.DataFrame(rows, columns=["What", "Value"]))
 
 
 def _data_table(runs: Sequence[Run]) -> Table:
@@ -532,29 +444,22 @@ def _data_table(runs: Sequence[Run]) -> Table:
         counts = [str(data.get(name, "–")) for name in ("train", "with_demonstration", "validation")]
         methods = ", ".join(dict.fromkeys(run.title for run in members))
         rows.append([f"{methods} ({len(members)} runs)", *counts, dropped])
-    return Table(
-        caption="Data used and dropped",
-        columns=["Runs", "Training problems", "with demonstration", "Validation problems", "Dropped"],
-        rows=rows,
-    )
+    columns = ["Runs", "Training problems", "with demonstration", "Validation problems", "Dropped"]
+    return Table(caption="Data used and dropped", frame=pd.DataFrame(rows, columns=columns))
 
 
 def _run_table(runs: Sequence[Run]) -> Table:
-    return Table(
-        caption="Run directories",
-        columns=["Directory", "Method", "Seed", "Source", "State"],
-        rows=[
-            [
-                _name(run),
-                run.title,
-                str(run.seed),
-                str(plots.environment(run).get("source", "–")),
-                "done" if run.done else f"{len(run.metrics)} steps so far",
-            ]
-            for run in runs
-        ],
-        note="Relative to the folder of all runs.",
-    )
+    rows = [
+        {
+            "Directory": _name(run),
+            "Method": run.title,
+            "Seed": run.seed,
+            "Source": str(plots.environment(run).get("source", "–")),
+            "State": "done" if run.done else f"{len(run.metrics)} steps so far",
+        }
+        for run in runs
+    ]
+    return Table(caption="Run directories", frame=pd.DataFrame(rows), note="Relative to the folder of all runs.")
 
 
 def _name(run: Run) -> str:
@@ -564,82 +469,105 @@ def _name(run: Run) -> str:
 # ---------------------------------------------------------------------- figures
 
 
+def _plot(runs: Sequence[Run], table: pd.DataFrame, split: str) -> dict[str, Any]:
+    """The figure of the first screen, drawn by the page itself so that it can be read at every width: percent of the axis."""
+    groups, measured = {group.name: group for group in plots.groups(runs)}, stats.scores(runs, split)
+    seeds = {name: stats.matrix(measured, name, "avg").mean(axis=1) for name in groups}
+    drawn = table[table["seeds"] != stats.FEW]
+    values = [*drawn["avg_low"], *drawn["avg_high"], *(score for own in seeds.values() for score in own)]
+    low, high = math.floor(10 * min(values)) / 10, math.ceil(10 * max(values)) / 10
+
+    def at(value: float) -> float:
+        return round(100 * (value - low) / ((high - low) or 1), 2)
+
+    rows = [
+        {
+            "title": row["title"],
+            "mean": f"{row['avg']:.3f}",
+            "colour": groups[row["method"]].colour,
+            "at": at(row["avg"]),
+            "low": at(row["avg_low"]),
+            "width": 0 if row["seeds"] == stats.FEW else round(at(row["avg_high"]) - at(row["avg_low"]), 2),
+            "seeds": [at(score) for score in seeds[row["method"]]],
+        }
+        for row in table.to_dict("records")
+    ]
+    k, ends = int(table["k"].iloc[0]), f"{low:g} to {high:g}"
+    few = f"; {stats.LITTLE} and have no bar" if len(drawn) < len(table) else ""
+    caption = f"avg@{k} on {split} from {ends}: dots are means, small dots seeds, bars 95% intervals{few}"
+    return {"rows": rows, "ends": (f"{low:g}", f"{high:g}"), "caption": caption}
+
+
 _Drawing = tuple[str, str, Sequence[Run], Callable[[], RunFigure]]
 """Name, title, runs that it rests on, and how it is drawn."""
 
 
-def _sweep_drawings(
-    judged: pd.DataFrame, sweeps: Mapping[str, tuple[Plan, Sequence[Run]]], arms: Mapping[str, pd.DataFrame]
-) -> tuple[list[_Drawing], list[_Drawing]]:
-    """The figure of all claims, and one of each sweep that the main comparison does not show already."""
-    everyone = list({run.path: run for _, runs in sweeps.values() for run in runs}.values())
-    first: list[_Drawing] = []
-    if len(judged):
-        first.append(("claims", "Claims and verdicts", everyone, partial(plots.verdicts, judged)))
-    more: list[_Drawing] = []
-    for name in arms:
-        plan, runs = sweeps[name]
-        finished = [run for run in runs if run.done]
-        if name != "main":
-            draw = partial(plots.final_scores, finished, label=plan.label())
-            more.append((f"sweep-{name}", f"Sweep {name}", finished, draw))
-    return first, more
-
-
-def _figures(
-    folder: Path,
+def _drawings(
     runs: Sequence[Run],
     finished: Sequence[Run],
     splits: Sequence[str],
-    first: Sequence[_Drawing] = (),
-    more: Sequence[_Drawing] = (),
-) -> tuple[list[Drawn], list[str]]:
-    """Draw and save all figures; those that have nothing to show are named with the reason."""
-    drawings: list[_Drawing] = [*first]
-
-    def add(name: str, title: str, used: Sequence[Run], draw: Callable[[], RunFigure]) -> None:
-        drawings.append((name, title, used, draw))
-
+    judged: pd.DataFrame,
+    sweeps: Sweeps,
+    arms: Iterable[str],
+) -> Iterable[_Drawing]:
+    """Every figure, in the order of the page."""
+    if len(judged):
+        everyone = list({run.path: run for _, of in sweeps.values() for run in of}.values())
+        yield "claims", "Claims and verdicts", everyone, partial(plots.verdicts, judged)
     for split in splits:
-        add(f"final_scores-{split}", f"Final scores on {split}", finished, partial(plots.final_scores, finished, split))
+        yield (
+            f"final_scores-{split}",
+            f"Final scores on {split}",
+            finished,
+            partial(plots.final_scores, finished, split),
+        )
     for name, of_runs in plots.FIGURES.items():
-        add(name, _title(name), runs, partial(of_runs, runs))
+        yield name, _title(name), runs, partial(of_runs, runs)
         if name == "learning_curves":
             hard = partial(plots.learning_curves, runs, "hard.avg")
-            add("learning_curves-hard", "Learning curves on Train-hard", runs, hard)
+            yield "learning_curves-hard", "Learning curves on Train-hard", runs, hard
     for split in splits:
-        add(f"pass_at_k-{split}", f"pass@k on {split}", finished, partial(plots.pass_at_k, finished, split))
-    prefixed = [run for run in runs if run.method in METHODS and METHODS[run.method].uses_prefixes]
-    if prefixed:
-        add("kept_tokens", "Prefix tokens that are kept", prefixed[:1], partial(plots.kept_tokens, prefixed[0]))
-        seeds = [run for run in prefixed if run.method == prefixed[0].method]
+        yield f"pass_at_k-{split}", f"pass@k on {split}", finished, partial(plots.pass_at_k, finished, split)
+    if prefixed := [run for run in runs if run.method in METHODS and METHODS[run.method].uses_prefixes]:
+        first = prefixed[0]
+        yield "kept_tokens", "Prefix tokens that are kept", [first], partial(plots.kept_tokens, first)
+        seeds = [run for run in prefixed if run.method == first.method]
         for name, of_seeds in plots.TOKEN_FIGURES.items():
-            add(name, f"{_title(name)}: {prefixed[0].title}", seeds, partial(of_seeds, seeds))
-        add("schedule", "Prefix schedule", prefixed[:1], partial(plots.schedule, prefixed[0].config))
+            yield name, f"{_title(name)}: {first.title}", seeds, partial(of_seeds, seeds)
+        yield "schedule", "Prefix schedule", [first], partial(plots.schedule, first.config)
+    for name in arms:
+        plan, of = sweeps[name]
+        if name != "main":  # which the figures above show already
+            own = [run for run in of if run.done]
+            yield f"sweep-{name}", f"Sweep {name}", own, partial(plots.final_scores, own, label=plan.label())
 
-    drawings += more
-    drawn, missing = [], []
-    for name, title, used, draw in drawings:
+
+def _figures(folder: Path, *what: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    """Draw and save all figures; those that have nothing to show are named with the reason."""
+    drawn, undrawn = [], []
+    for name, title, used, draw in _drawings(*what):
         try:
             figure = draw()
         except (ConfigError, RunError) as error:
-            missing.append(f"{title}: {error}.")
+            undrawn.append(f"{title}: {error}.")
             continue
         plots.save_figure(figure, folder / name, runs=used)
-        png = (folder / f"{name}.png").read_bytes()
         drawn.append(
-            Drawn(
-                name=name,
-                title=title,
-                caption=figure.caption,
-                png=_embedded(png),
-                width=round(figure.get_figwidth() * 96),
-                height=round(figure.get_figheight() * 96),
-                data=_data_of(figure, name),
-                files=[(what, quote(f"figures/{name}.{ending}")) for ending, what in _FORMATS.items()],
-            )
+            {
+                "name": name,
+                "title": title,
+                "caption": figure.caption,
+                "png": _embedded((folder / f"{name}.png").read_bytes()),
+                "width": round(figure.get_figwidth() * 96),
+                "height": round(figure.get_figheight() * 96),
+                "data": _data_of(figure.data, name),
+                "files": [(text, quote(f"figures/{name}.{ending}")) for ending, text in _FILES.items()],
+            }
         )
-    return drawn, missing
+    return drawn, undrawn
+
+
+_FILES = {"csv": "data (CSV)", "pdf": "PDF", "svg": "SVG", "png": "PNG", "json": "provenance (JSON)"}
 
 
 def _embedded(png: bytes) -> str:
@@ -651,90 +579,17 @@ def _embedded(png: bytes) -> str:
     return base64.b64encode(out.getvalue()).decode()
 
 
-_FORMATS = {"csv": "data (CSV)", "pdf": "PDF", "svg": "SVG", "png": "PNG", "json": "provenance (JSON)"}
-
-
 def _title(name: str) -> str:
     words = name.replace("_", " ").replace("nll", "NLL")
     return words[:1].upper() + words[1:]
 
 
-def _data_of(figure: RunFigure, name: str) -> Table:
-    data = figure.data
+def _data_of(data: pd.DataFrame, name: str) -> Table:
     step = max(1, math.ceil(len(data) / _DETAIL_ROWS))
-    shown = data.iloc[::step]
-    note = f"{len(data)} rows" if step == 1 else f"every {step}th of {len(data)} rows"
-    return Table(
-        caption=f"Data of {name}",
-        columns=[str(column) for column in data.columns],
-        rows=[[_cell(value) for value in row] for row in shown.itertuples(index=False)],
-        note=f"{note}; all of them in figures/{name}.csv",
+    frame = data.iloc[::step].map(
+        lambda value: plots.visible(value) if isinstance(value, str) and not value.isprintable() else value
     )
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "–" if math.isnan(value) else f"{value:.4g}"
-    return plots.visible(value) if isinstance(value, str) and not value.isprintable() else str(value)
-
-
-# ---------------------------------------------------------------------- writing
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("prefix_rft_lab", "assets"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
-
-
-def _markdown(context: dict[str, Any]) -> str:
-    out = [f"# {inline(context['title'])}", "", context["question"], "", f"Rests on {context['evidence']}.", ""]
-    if context["claims"]:
-        table = context["claims"]
-        out += [
-            f"## {inline(table.caption)}",
-            "",
-            *markdown_table(table.columns, table.rows, table.marked),
-            "",
-            inline(table.note),
-            "",
-        ]
-    for split, (_, lines) in context["verdicts"].items():
-        out += [f"## On {inline(split)}", "", *(f"- {inline(line)}" for line in lines), ""]
-    if context["remarks"]:
-        out += ["## Before quoting", "", *(f"- {inline(line)}" for line in context["remarks"]), ""]
-    tables: Iterable[Table] = [
-        *filter(None, [context["tuning"]]),
-        *context["scores"].values(),
-        *context["levels"].values(),
-        *context["sweeps"],
-        *(context[name] for name in ("methods", "configs", "environment", "data", "runs")),
-    ]
-    for table in tables:
-        out += [f"## {inline(table.caption)}", "", *markdown_table(table.columns, table.rows, table.marked), ""]
-        if table.note:
-            out += [inline(table.note), ""]
-    out += ["## Figures", ""]
-    out += [f"- [{figure.title}](figures/{figure.name}.png): {inline(figure.caption)}" for figure in context["figures"]]
-    out += [f"- Not drawn. {inline(line)}" for line in context["missing"]]
-    if context["notebooks"]:
-        out += ["", "## Notebooks", "", *(f"- {inline(name)}" for name in context["notebooks"])]
-    return "\n".join(out) + "\n"
-
-
-def _plain_values(value: Any) -> Any:
-    """JSON that every reader takes: no NaN, no NumPy numbers."""
-    if isinstance(value, dict):
-        return {str(key): _plain_values(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain_values(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float):
-        return None if math.isnan(value) else round(value, 6)
-    return value
+    rows = f"{len(data)} rows" if step == 1 else f"every {step}th of {len(data)} rows"
+    note = f"{rows}; all of them in figures/{name}.csv"
+    heads = {str(column): str(column) for column in data}
+    return Table(caption=f"Data of {name}", frame=frame, heads=heads, formats=dict.fromkeys(heads, ".4g"), note=note)

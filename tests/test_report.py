@@ -12,6 +12,7 @@ import pytest
 from run_factory import SMALL, write_run
 
 from prefix_rft_lab import plots, report, stats, sweeps
+from prefix_rft_lab.analysis.budgets import budgets
 from prefix_rft_lab.config import ConfigError, preset
 from prefix_rft_lab.report import write_report
 from prefix_rft_lab.runs import Run
@@ -121,6 +122,28 @@ def test_the_verdict_comes_before_tables_and_figures(page, runs):
         page.source.index(part) for part in ("which method of post-training", "Highest mean", "<table", "<figure")
     ]
     assert places == sorted(places)
+
+
+def test_the_answer_comes_first_with_a_figure_a_table_and_what_it_cost(page, runs):
+    first = page.source[page.source.index("<h1") : page.source.index("<h2")]
+    assert stats.answer(runs) in page.text and first.count("<table>") == 1 and first.count('class="plot"') == 1
+    assert first.count('class="dot"') == 3 and first.count('class="seed"') == 1 + 2 + 2
+    budget = budgets(stats.group(runs))
+    # 8 steps of 16 problems x 8 rows, all sampled; 42 prefix tokens a step; half a second of rollouts, a quarter of updates.
+    assert budget.loc["prefix_rft"].to_dict() == {"steps": 8, "rows": 8 * 128, "demonstrations": 8 * 42, "seconds": 6}
+    assert budget.loc["base"].tolist() == [0, 0, 0, 0]
+    for caption in ("Scores and cost", "Final scores on test", "Final scores on ood"):
+        table = page.source[page.source.index(f"<caption>{caption}") :]
+        heads = re.findall(r'<th scope="col">(.*?)</th>', table[: table.index("</thead>")])
+        assert heads[-4:] == ["Optimizer steps", "Rows sampled", "Demonstration tokens trained", "Seconds"]
+
+
+def test_two_seeds_have_no_interval_in_any_table(page, folder):
+    assert "two seeds decide little" in page.text[: page.text.index("Rests on")]
+    rows = re.findall(r'<th scope="row">(?:RFT|Prefix-RFT).*?</tr>', page.source)
+    scores = [row for row in rows if "0." in row]
+    assert len(scores) >= 8 and not any(re.search(r"\[[-+\d]", row) for row in scores)
+    assert "none: two seeds decide little" in (folder / "report.md").read_text()
 
 
 def test_the_page_is_accessible(page):
@@ -248,9 +271,12 @@ def test_claims_tuning_and_sweeps_stand_in_it(quick, monkeypatch, tmp_path):
     monkeypatch.setattr(report, "TUNED", tmp_path / "tuned.json")
     out = tmp_path / "out"
     page = Page(write_report(out, runs=given, title="All", sweeps={"methods": (plan, given)}))
-    places = [page.source.index(part) for part in ("<h1", "Claims: ", "Highest mean", "Tuning on the validation split")]
+    places = [page.source.index(part) for part in ("<h1", "Highest mean", "Claims: ", "Tuning on the validation split")]
     assert places == sorted(places) and not page.open
     assert HOSTILE in page.text and "Sweep methods" in page.text and "rl.lr = 0.1" in page.text
+    # What waits for runs is one folded line.
+    waiting = [line for line in page.text.splitlines() if "claims wait for their runs" in line]
+    assert len(waiting) == 1 and "missing" not in page.source[places[2] : page.source.index("claims wait")]
     assert "0.200, 0.300" in page.text and "avg@8 of 256 validation problems" in page.text
     assert {"figure-claims", "figure-sweep-methods"} <= {a.get("id") for a in page.all("figure")}
     summary = json.loads((out / "report.json").read_text())

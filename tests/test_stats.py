@@ -154,7 +154,11 @@ def test_records_of_a_growing_run_are_read_again(tmp_path):
     [
         ((4,) * 6, (0,) * 6, "higher by 1.000 [0.081, 1.000] avg@4 on test"),
         ((0,) * 6, (4,) * 6, "lower by 1.000 [0.081, 1.000] avg@4 on test"),
-        ((0, 1, 2, 3, 4, 2), (2, 1, 2, 3, 2, 2), "not separated, difference +0.000 ["),
+        (
+            (0, 1, 2, 3, 4, 2),
+            (2, 1, 2, 3, 2, 2),
+            "not separated (two seeds decide little), difference +0.000 avg@4 on test, over",
+        ),
     ],
 )
 def test_verdicts_say_it_whichever_way_it_went(tmp_path, ours, theirs, words):
@@ -186,6 +190,18 @@ def test_one_seed_is_said(tmp_path):
     by_start = {line.partition(" ")[0]: line for line in stats.verdicts(runs)}
     assert "over 1 seed × 6 problems; one seed of SFT, so the interval says nothing of other seeds" in by_start["SFT"]
     assert by_start["RFT"].endswith("over 2 seeds × 6 problems.")
+
+
+def test_the_answer_is_one_sentence_and_says_how_few_seeds_there_are(tmp_path):
+    made = {"base": (0,), "sft": (4,), "rft": (1, 1), "prefix_rft": (3, 3, 3)}
+    runs = [write_run(tmp_path, m, s, counts=(c,) * 40) for m, own in made.items() for s, c in enumerate(own)]
+    assert stats.answer(runs) == (
+        "Highest mean avg@4 on test: SFT, 1.000; Prefix-RFT, 0.750, is higher than Base policy and RFT (Dr.GRPO), lower "
+        "than SFT; one seed of SFT says nothing of others; two seeds decide little."
+    )
+    assert stats.answer(runs[:1] + runs[4:]) == (
+        "Highest mean avg@4 on test: Prefix-RFT, 0.750; it is higher than Base policy."
+    )
 
 
 def refusals(out: Path):

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from prefix_rft_lab.core.tables import format_table, markdown_table, show, with_interval
+from prefix_rft_lab.core.tables import Table, format_table, show, with_interval
 
 FRAME = pd.DataFrame(
     {
@@ -32,11 +32,16 @@ def test_markdown_and_html_hold_the_same_cells_escaped():
         "| rft | 5 | 0.500 [0.250, 0.750] | 12.346 |",
         "| a\\|&lt;b&gt; | 1 | – | – |",
     ]
-    assert show(FRAME, "html") == (
-        "<table><tr><th>method</th><th>seeds</th><th>avg@k</th><th>seconds</th></tr>"
-        "<tr><td>rft</td><td>5</td><td>0.500 [0.250, 0.750]</td><td>12.346</td></tr>"
-        "<tr><td>a|&lt;b&gt;</td><td>1</td><td>–</td><td>–</td></tr></table>"
-    )
+    assert show(FRAME, "html").splitlines() == [
+        "<table>",
+        '<thead><tr><th scope="col">method</th><th scope="col">seeds</th><th scope="col">avg@k</th>'
+        '<th scope="col">seconds</th></tr></thead>',
+        "<tbody>",
+        '<tr><th scope="row">rft</th><td>5</td><td>0.500 [0.250, 0.750]</td><td>12.346</td></tr>',
+        '<tr><th scope="row">a|&lt;b&gt;</th><td>1</td><td>–</td><td>–</td></tr>',
+        "</tbody>",
+        "</table>",
+    ]
 
 
 def test_a_column_with_one_end_only_is_not_joined():
@@ -52,9 +57,15 @@ def test_text_from_data_stays_on_one_line():
     assert format_table([("a", "b"), ("x\ny", "1")]).splitlines() == ["a     b", "x\\ny  1"]
 
 
-def test_marked_rows_are_bold():
-    assert markdown_table(["a", "b"], [["1", "2"], ["3", "4"]], [False, True])[-2:] == ["| 1 | 2 |", "| **3** | 4 |"]
+def test_a_table_is_a_list_of_columns_with_heads_and_marked_rows():
+    table = Table(frame=FRAME, heads={"seeds": "Seeds", "avg@k": "Score"}, marked=[False, True], caption="<Who>")
+    assert table.show("md").splitlines()[-2:] == ["| 5 | 0.500 [0.250, 0.750] |", "| **1** | – |"]
+    assert table.show().splitlines()[0] == "Seeds  Score"
+    html = table.show("html")
+    assert "<caption>&lt;Who&gt;</caption>" in html
+    assert html.count('<tr class="marked">') == 1 and '<tr class="marked"><th scope="row">1</th><td>–</td></tr>' in html
 
 
 def test_signed_interval():
     assert with_interval(0.1, -0.05, 0.25, "+.2f") == "+0.10 [-0.05, +0.25]"
+    assert with_interval(0.1, float("nan"), float("nan"), "+.2f") == "+0.10"

@@ -43,6 +43,10 @@ OVER_BOTH = "95% t intervals over seeds and problems (problems only where there 
 OVER_SEEDS = "95% t intervals over seeds"
 """How intervals were made, as figures and tables say it."""
 
+FEW = 2
+"""Seeds of which an interval has one degree of freedom, so that it spans all that is possible."""
+LITTLE = "two seeds decide little"
+
 _SHARED_FIELDS = ("data.problems", "evaluation.temperature", "rollout.max_response_tokens")
 """Config fields that must agree between the sides of a comparison: they decide what a score means."""
 
@@ -573,7 +577,8 @@ def cost_curve(
 def verdicts(runs: Sequence[Run], split: str = "test", metric: str = "avg", *, label: Label | None = None) -> list[str]:
     """Plain sentences: who scored highest, Prefix-RFT against every other method, every method against the base.
 
-    A difference is called higher or lower only if its 95% interval leaves out 0.
+    A difference is called higher or lower only if its 95% interval leaves out 0. Of two seeds the scores are given, not an
+    interval that spans all that is possible.
 
     Raises:
         ConfigError: nothing to compare, mixed configs, or runs that were not evaluated alike.
@@ -595,39 +600,76 @@ def verdicts(runs: Sequence[Run], split: str = "test", metric: str = "avg", *, l
         [name for name, members in groups.items() if members[0].method == kind] for kind in ("prefix_rft", "base")
     )
 
-    def against(a: str, b: str) -> str:
+    def scored(name: str) -> str:
+        if name in base or len(sides[name]) != FEW:
+            return _bounds(own[name])
+        return f"{_number(own[name].mean)} (seeds {', '.join(map(_number, sides[name].mean(axis=1)))})"
+
+    def difference(a: str, b: str) -> tuple[str, str]:
         found = measure(sides[a], sides[b], metric)
         low, high = found.interval()
         if low > 0:
-            relation = f"higher by {_bounds(found)}"
-        elif high < 0:
-            relation = f"lower by {_number(-found.mean)} [{_number(-high)}, {_number(-low)}]"
-        else:
-            relation = f"not separated, difference {_bounds(found, _signed)}"
+            return "higher", f"by {_bounds(found)}"
+        if high < 0:
+            return "lower", f"by {_number(-found.mean)} [{_number(-high)}, {_number(-low)}]"
+        few = any(len(sides[name]) == FEW for name in (a, b) if name not in base)
+        if few:
+            return f"not separated ({LITTLE})", f"difference {_signed(found.mean)}"
+        return "not separated", f"difference {_bounds(found, _signed)}"
+
+    def against(a: str, b: str) -> str:
         # The base policy is not trained, so it has no seeds to speak of.
         trained = [name for name in (a, b) if name not in base]
         counts = list(dict.fromkeys(len(groups[name]) for name in trained))
         evidence = f"{' and '.join(map(str, counts))} seed{'' if counts == [1] else 's'} × {sides[a].shape[1]} problems"
         single = " and of ".join(names[name] for name in trained if len(groups[name]) == 1)
         caveat = f"; one seed of {single}, so the interval says nothing of other seeds" if single else ""
-        sides_of = f"{names[a]} {_bounds(own[a])} against {names[b]} {_bounds(own[b])}"
-        return f"{sides_of}: {relation} {what}, over {evidence}{caveat}."
+        relation, amount = difference(a, b)
+        relation += f" {amount}" if amount.startswith("by") else f", {amount}"
+        return f"{names[a]} {scored(a)} against {names[b]} {scored(b)}: {relation} {what}, over {evidence}{caveat}."
 
     first, second = sorted(groups, key=lambda name: -own[name].mean)[:2]
-    lead = measure(sides[first], sides[second], metric)
-    ahead = (
-        f"ahead of the next, {names[second]}, by {_bounds(lead)}"
-        if lead.interval()[0] > 0
-        else f"not separated from the next, {names[second]} (difference {_bounds(lead, _signed)})"
-    )
+    relation, amount = difference(first, second)
+    ahead = f"ahead of the next, {names[second]}, {amount}"
+    lead = ahead if relation == "higher" else f"{relation} from the next, {names[second]} ({amount})"
     pairs = [(a, b) for a in chosen for b in groups if b not in chosen]
     pairs += [(a, b) for b in base for a in groups if a not in [*base, *chosen]]
     missing = [kind for kind, found in (("prefix_rft", chosen), ("base", base)) if not found and label is None]
     return [
-        f"Highest mean {what}: {names[first]}, {_number(own[first].mean)}, {ahead}.",
+        f"Highest mean {what}: {names[first]}, {_number(own[first].mean)}, {lead}.",
         *(against(a, b) for a, b in pairs),
         *(f"There is no run of {kind!r} among these, so nothing is said about it." for kind in missing),
     ]
+
+
+def answer(runs: Sequence[Run], split: str = "test", metric: str = "avg") -> str:
+    """Who scored highest, and whether Prefix-RFT scored higher than the other methods, as one sentence.
+
+    Raises:
+        ConfigError, RunError: as :func:`verdicts`.
+    """
+    table = compare(runs, split, metric).set_index("method", drop=False).sort_values("mean", ascending=False)
+    if len(table) < 2:
+        return verdicts(runs, split, metric)[0]  # which says what is missing
+    first, ours = table.iloc[0], "prefix_rft" if "prefix_rft" in table.index else table.index[0]
+    apart = deltas(runs, ours, split, metric)
+    sides = {"higher than": apart["high"] < 0, "lower than": apart["low"] > 0}
+    sides["not separated from"] = ~(sides["higher than"] | sides["lower than"])
+    said = [f"{words} {_listed(apart.loc[of, 'title'])}" for words, of in sides.items() if of.any()]
+    who = "it" if ours == first["method"] else f"{table['title'][ours]}, {_number(table['mean'][ours])},"
+    seeds = table["seeds"].drop("base", errors="ignore")
+    one = seeds.index[seeds == 1]
+    of = "" if len(one) == len(seeds) else f" of {_listed(table.loc[one, 'title'])}"
+    limits = [f"one seed{of} says nothing of others"] if len(one) else []
+    limits += [LITTLE] if (seeds == FEW).any() else []
+    what = f"{metric_name(metric, int(first['k']))} on {split}"
+    best = f"Highest mean {what}: {first['title']}, {_number(first['mean'])}"
+    return "; ".join([best, f"{who} is {', '.join(said)}", *limits]) + "."
+
+
+def _listed(names: Iterable[str]) -> str:
+    *most, last = [*names] or [""]
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _bounds(found: Estimate, number: Callable[[float], str] | None = None) -> str:

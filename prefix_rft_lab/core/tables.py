@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefix_rft_lab.core.terminal import shown
@@ -12,20 +13,87 @@ from prefix_rft_lab.core.terminal import shown
 if TYPE_CHECKING:
     import pandas as pd
 
+Form = Literal["text", "html", "md"]
+
 
 def with_interval(mean: float, low: float, high: float, shape: str = ".3f") -> str:
-    """``0.412 [0.380, 0.440]``; a dash where the mean is NaN."""
-    return "–" if math.isnan(mean) else f"{mean:{shape}} [{low:{shape}}, {high:{shape}}]"
+    """``0.412 [0.380, 0.440]``; the mean alone where the interval is NaN, a dash where the mean is."""
+    if math.isnan(mean):
+        return "–"
+    return f"{mean:{shape}}" if math.isnan(low) else f"{mean:{shape}} [{low:{shape}}, {high:{shape}}]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A frame and how people read it; columns ``x``, ``x_low`` and ``x_high`` are joined to ``x``, NaN is a dash."""
+
+    frame: pd.DataFrame
+    heads: Mapping[str, str] = field(default_factory=dict)
+    """Column -> its head, of the columns that are shown, in order; all under their own names if empty."""
+    formats: Mapping[str, str] = field(default_factory=dict)
+    """Column -> format specification of its numbers, ``.3f`` if not given. Whole numbers are shown as they are."""
+    marked: Sequence[bool] = ()
+    """Rows to set apart; empty for none."""
+    caption: str = ""
+    note: str = ""
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Heads and rows as plain text."""
+        names = [str(name) for name in self.frame.columns]
+        joined = {n for n in names if {f"{n}_low", f"{n}_high"} <= set(names) and f"{n}_low" not in self.heads}
+        ends = {f"{name}_{end}" for name in joined for end in ("low", "high")}
+        heads = self.heads or {name: name for name in names if name not in ends}
+
+        def cell(row: Mapping[str, Any], name: str) -> str:
+            value, shape = row[name], self.formats.get(name, ".3f")
+            if name in joined and not isinstance(value, str):
+                return with_interval(value, row[f"{name}_low"], row[f"{name}_high"], shape)
+            if not isinstance(value, float):
+                return str(value)
+            return "–" if math.isnan(value) else f"{value:{shape}}"
+
+        rows = (dict(zip(names, values, strict=True)) for values in self.frame.itertuples(index=False))
+        return list(heads.values()), [[cell(row, name) for name in heads] for row in rows]
+
+    def show(self, as_: Form = "text") -> str:
+        """As :func:`show`."""
+        heads, rows = self.cells()
+        if as_ == "text":
+            return format_table([heads, *rows])
+        marked = self.marked or [False] * len(rows)
+        if as_ == "md":
+            first = ["| " + " | ".join(map(inline, heads)) + " |", "|" + " --- |" * len(heads)]
+            return "\n".join([*first, *(_markdown(row, bold) for row, bold in zip(rows, marked, strict=True))])
+        if as_ == "html":
+            body = "\n".join(_html(row, bold) for row, bold in zip(rows, marked, strict=True))
+            caption = f"<caption>{html.escape(self.caption)}</caption>\n" if self.caption else ""
+            head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in heads)
+            return f"<table>\n{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+        raise ValueError(f"as_ = {as_!r} is not known; use 'text', 'html' or 'md'")
+
+
+def _markdown(cells: Sequence[str], bold: bool) -> str:
+    first, *rest = map(inline, cells)
+    return "| " + " | ".join([f"**{first}**" if bold else first, *rest]) + " |"
+
+
+def _html(cells: Sequence[str], marked: bool) -> str:
+    first, *rest = map(html.escape, cells)
+    row = f'<th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest)
+    return f'<tr class="marked">{row}</tr>' if marked else f"<tr>{row}</tr>"
 
 
 def show(
-    frame: pd.DataFrame, as_: Literal["text", "html", "md"] = "text", *, formats: Mapping[str, str] | None = None
+    frame: pd.DataFrame,
+    as_: Form = "text",
+    *,
+    heads: Mapping[str, str] | None = None,
+    formats: Mapping[str, str] | None = None,
 ) -> str:
-    """A frame as a table: columns ``x``, ``x_low`` and ``x_high`` are joined to ``x``, NaN is a dash.
+    """A frame as a table: aligned text for a terminal, HTML, or Markdown; cells are escaped for each.
 
     Args:
-        as_: aligned text for a terminal, an HTML table, or a Markdown table; cells are escaped for each.
-        formats: column -> format specification of its numbers, ``.3f`` if not given. Whole numbers are shown as they are.
+        heads, formats: as in :class:`Table`.
 
     Raises:
         ValueError: an unknown ``as_``.
@@ -35,32 +103,7 @@ def show(
     method  seeds  avg
     rft     5      0.410 [0.380, 0.440]
     """
-    names = [str(name) for name in frame.columns]
-    joined = {name for name in names if {f"{name}_low", f"{name}_high"} <= set(names)}
-    parts = {f"{name}_{end}" for name in joined for end in ("low", "high")}
-    columns = [name for name in names if name not in parts]
-    rows = []
-    for values in frame.itertuples(index=False):
-        row: dict[str, Any] = dict(zip(names, values, strict=True))
-        cells = []
-        for name in columns:
-            shape = (formats or {}).get(name, ".3f")
-            if name in joined:
-                cells.append(with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"], shape))
-            elif isinstance(row[name], float):
-                cells.append("–" if math.isnan(row[name]) else f"{row[name]:{shape}}")
-            else:
-                cells.append(str(row[name]))
-        rows.append(cells)
-    if as_ == "text":
-        return format_table([columns, *rows])
-    if as_ == "md":
-        return "\n".join(markdown_table(columns, rows))
-    if as_ == "html":
-        lines = [("th", columns), *(("td", row) for row in rows)]
-        body = "".join(f"<tr>{''.join(f'<{t}>{html.escape(c)}</{t}>' for c in row)}</tr>" for t, row in lines)
-        return f"<table>{body}</table>"
-    raise ValueError(f"as_ = {as_!r} is not known; use 'text', 'html' or 'md'")
+    return Table(frame=frame, heads=heads or {}, formats=formats or {}).show(as_)
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
@@ -70,15 +113,6 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> list[str]:
-    """The lines of a Markdown table; the first cell of a marked row is bold."""
-    lines = [f"| {' | '.join(map(inline, columns))} |", "|" + " --- |" * len(columns)]
-    for row, bold in zip(rows, marked or [False] * len(rows), strict=True):
-        first, *rest = map(inline, row)
-        lines.append(f"| {' | '.join([f'**{first}**' if bold else first, *rest])} |")
-    return lines
 
 
 def inline(text: str) -> str:

@@ -23,8 +23,9 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from prefix_rft_lab.algorithm import methods
+from prefix_rft_lab.analysis.budgets import rows_of_step
 from prefix_rft_lab.core.config import ConfigError, RunConfig
-from prefix_rft_lab.core.types import Demonstration, EncodedProblem, Problem, Row, TokenKind
+from prefix_rft_lab.core.types import TokenKind
 from prefix_rft_lab.data import sources
 from prefix_rft_lab.models.policy import (
     LOGITS_AT_ONCE,
@@ -389,22 +390,19 @@ def _cache_bytes(model: Any, width: int, tokens: int = 8) -> int:
 
 
 def _stage_plan(stage: methods.Stage, config: RunConfig, model: ModelSize, tokens: int) -> StagePlan:
-    section = stage.optimizer_section(config)
     problems = config.rollout.problems_per_step if stage.samples else config.sft.batch_rows
-    rows = _rows_of_a_problem(stage, config, section.steps)
-    demonstrations = problems * sum(row.is_demonstration for row in rows)
-    hybrid = problems * sum(row.is_hybrid for row in rows)
-    plain = problems * len(rows) - demonstrations - hybrid
+    plain, hybrid, demonstrations = rows_of_step(stage, config)
+    rows = plain + hybrid + demonstrations
     updates = min(config.loss.updates_per_rollout, problems) if stage.samples else 1
-    batches = math.ceil(math.ceil(problems / updates) * len(rows) / rows_at_once(config))
+    batches = math.ceil(math.ceil(problems / updates) * (rows // problems) / rows_at_once(config))
     replay = stage.replay.batch(config) if stage.replay is not None else 0
     forward = model.forward_flops(config.rollout.max_prompt_tokens + tokens)
     clipped = stage.ranked(config)
     ranked = hybrid * (TokenKind.PREFIX in clipped) + plain * (TokenKind.ON_POLICY in clipped)
-    read = (ranked if batches > 1 else 0) + (problems * len(rows) if updates > 1 else 0)
+    read = (ranked if batches > 1 else 0) + (rows if updates > 1 else 0)
     return StagePlan(
         name=stage.name,
-        steps=section.steps,
+        steps=stage.optimizer_section(config).steps,
         problems=problems,
         plain=plain,
         hybrid=hybrid,
@@ -414,7 +412,7 @@ def _stage_plan(stage: methods.Stage, config: RunConfig, model: ModelSize, token
         read=read,
         micro_batches=batches,
         sampling_flops=(plain + hybrid) * forward,
-        update_flops=(passes(config) * (problems * len(rows) + replay) + read) * forward,
+        update_flops=(passes(config) * (rows + replay) + read) * forward,
     )
 
 
@@ -422,20 +420,6 @@ def passes(config: RunConfig) -> int:
     """What training a row costs, in forward passes: one, a backward pass of two, and a second one where layers are computed
     again."""
     return 4 if config.activation_checkpointing else 3
-
-
-def _rows_of_a_problem(stage: methods.Stage, config: RunConfig, steps: int) -> list[Row]:
-    """The row plan's own answer for a made-up problem with a long demonstration, at the step with the most prefixes."""
-    length = config.rollout.max_response_tokens
-    parts = config.uft.parts
-    demonstration = Demonstration(
-        ids=[0] * length, step_ends=tuple(sorted({length * (i + 1) // (parts + 1) for i in range(parts)}))
-    )
-    problem = EncodedProblem(
-        problem=Problem(id="", prompt="", answer=""), index=0, prompt_ids=[0], demonstrations=(demonstration,)
-    )
-    tried = (stage.rows(problem, step, config) for step in range(0, max(steps, 1), max(steps // 16, 1)))
-    return max(tried, key=lambda rows: sum(row.is_hybrid for row in rows))
 
 
 def rows_at_once(config: RunConfig) -> int:
