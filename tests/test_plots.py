@@ -128,6 +128,17 @@ def test_data_is_what_was_recorded(runs):
             assert row[f"seed_{run.seed}"] == run.metrics.set_index("global_step").loc[3, "reward_plain"]
 
 
+def test_imitation_and_score_stand_beside_each_other(runs):
+    data = plots.nll_against_reward(runs).data.set_index(["problems", "method", "seed", "global_step"])
+    for run in runs:
+        if run.method == "sft":
+            for line in run.evaluations.to_dict("records"):
+                at = (run.method, run.seed, line["global_step"])
+                assert data.loc[("all", *at)].to_list() == [line["demonstration_nll"], line["avg"]]
+                assert data.loc[("train_hard", *at)].to_list() == [line["demonstration_nll_hard"], line["hard"]["avg"]]
+    assert set(data.index.get_level_values("method")) == {"sft", "rft", "sft_then_rft", "prefix_rft"}
+
+
 def test_many_seeds_become_a_band(tmp_path):
     few = [write_run(tmp_path, "rft", seed) for seed in range(5)]
     many = [*few, write_run(tmp_path, "rft", 5)]

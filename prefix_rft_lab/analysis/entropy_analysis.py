@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 
 from prefix_rft_lab.core.config import ConfigError
 from prefix_rft_lab.core.errors import RunError
@@ -121,24 +120,6 @@ def concentration(table: pd.DataFrame, share: float = 0.2) -> pd.DataFrame:
 
     groups = checked(table).groupby(["step", "kind"], sort=True)["entropy"]
     return groups.agg(tokens="size", carried=carried).reset_index()
-
-
-def clip_threshold(table: pd.DataFrame) -> pd.DataFrame:
-    """Between which entropies the clip's threshold lay at each step, as far as the recorded prefix tokens tell.
-
-    The clip ranks all prefix tokens of an update and a table holds some of them, so the threshold lies in
-    (``dropped``, ``kept``]; ``kept_threshold`` in a run's metrics is the exact one.
-
-    Returns:
-        step, tokens (recorded prefix tokens of hybrid rows), share (of them that is kept), dropped (highest entropy of a
-        dropped one, nats; NaN if none is), kept (lowest entropy of a kept one, nats; NaN if none is).
-    """
-    table = of_hybrid_rows(table)
-    table = table[table["kind"] == "prefix"]
-    out = table.groupby("step").agg(tokens=("kept", "size"), share=("kept", "mean"))
-    out["dropped"] = table[~table["kept"]].groupby("step")["entropy"].max()
-    out["kept"] = table[table["kept"]].groupby("step")["entropy"].min()
-    return out.reset_index()
 
 
 # ---------------------------------------------------------------------- within a response
@@ -291,22 +272,12 @@ def clip_stability(table: pd.DataFrame) -> pd.DataFrame:
         a, b = np.triu_indices(len(steps), 1)
         common, both = (seen @ seen.T)[a, b], (keeps @ keeps.T)[a, b]
         kept_a, kept_b = (keeps @ seen.T)[a, b], (seen @ keeps.T)[a, b]
-        parts.append(
-            pd.DataFrame(
-                {
-                    "run": run,
-                    "problem": problem,
-                    "step_a": steps[a],
-                    "step_b": steps[b],
-                    "lag": steps[b] - steps[a],
-                    "positions": common.astype(int),
-                    "kept_a": kept_a.astype(int),
-                    "kept_b": kept_b.astype(int),
-                    "jaccard": _ratio(both, kept_a + kept_b - both),
-                    "chance": _ratio(kept_a * kept_b, (kept_a + kept_b) * common - kept_a * kept_b),
-                }
-            )
-        )
+        when = {"step_a": steps[a], "step_b": steps[b], "lag": steps[b] - steps[a]}
+        counts = {"positions": common.astype(int), "kept_a": kept_a.astype(int), "kept_b": kept_b.astype(int)}
+        jaccard, by_chance = _ratio(both, kept_a + kept_b - both), kept_a * kept_b
+        chance = _ratio(by_chance, (kept_a + kept_b) * common - by_chance)
+        named = {"run": run, "problem": problem, **when, **counts, "jaccard": jaccard, "chance": chance}
+        parts.append(pd.DataFrame(named))
     out = pd.concat(parts, ignore_index=True)
     out = out[out["positions"] > 0].reset_index(drop=True)
     if out.empty:
@@ -335,22 +306,12 @@ def reward_by_prefix_entropy(table: pd.DataFrame, bins: int = 4) -> pd.DataFrame
     rows = hybrid_rows(table).dropna(subset=["score"]).sort_values("prefix_entropy", kind="stable")
     if rows.empty:
         raise RunError("no hybrid row of the token table has a score; take the table of a training run")
-    parts = [rows.iloc[places] for places in np.array_split(np.arange(len(rows)), min(bins, len(rows)))]
-    return pd.DataFrame(
-        [
-            {
-                "bin": number,
-                "low": part["prefix_entropy"].min(),
-                "high": part["prefix_entropy"].max(),
-                "rows": len(part),
-                "entropy": part["prefix_entropy"].mean(),
-                "prefix_tokens": part["prefix_tokens"].mean(),
-                "score": part["score"].mean(),
-                "error": part["score"].sem(),
-            }
-            for number, part in enumerate(parts)
-        ]
-    )
+    sizes = [len(part) for part in np.array_split(np.arange(len(rows)), min(bins, len(rows)))]
+    parts = rows.assign(bin=np.repeat(np.arange(len(sizes)), sizes)).groupby("bin")
+    return parts.agg(
+        low=("prefix_entropy", "min"), high=("prefix_entropy", "max"), rows=("score", "size"), entropy=("prefix_entropy", "mean"),
+        prefix_tokens=("prefix_tokens", "mean"), score=("score", "mean"), error=("score", "sem"),
+    ).reset_index()  # fmt: skip
 
 
 # ---------------------------------------------------------------------- collapse
@@ -365,7 +326,9 @@ class Collapse:
     end: float
     """Entropy at last, nats."""
     half_time: float
-    """Steps until the entropy first fell to half of its start, between measurements on a straight line; NaN: never."""
+    """Steps until the first measurement at half of the start or below; NaN: never."""
+    half_resolution: float
+    """Steps from the measurement before it: the entropy fell to its half somewhere among them."""
     lost: float
     """start - end, nats; negative if entropy rose."""
     gained: float
@@ -398,101 +361,33 @@ def collapse(steps: Sequence[float], entropy: Sequence[float], reward: Sequence[
             raise ConfigError(f"{name} is NaN at measurement {int(np.flatnonzero(np.isnan(values))[0])}; leave it out")
     if (np.diff(x) <= 0).any():
         raise ConfigError("steps do not ascend; sort the measurements and give each step once")
-    half, half_time = h[0] / 2, math.nan
-    below = np.flatnonzero(h <= half)
-    if h[0] > 0 and len(below):
-        # The start lies above its half, so there is a measurement before.
-        i = int(below[0])
-        half_time = x[i - 1] + (x[i] - x[i - 1]) * (h[i - 1] - half) / (h[i - 1] - h[i]) - x[0]
+    below = np.flatnonzero(h <= h[0] / 2) if h[0] > 0 else np.empty(0, int)
+    at = int(below[0]) if len(below) else None  # the start lies above its half, so there is a measurement before
     lost, gained = float(h[0] - h[-1]), float(r[-1] - r[0])
     return Collapse(
         start=float(h[0]),
         end=float(h[-1]),
-        half_time=float(half_time),
+        half_time=math.nan if at is None else float(x[at] - x[0]),
+        half_resolution=math.nan if at is None else float(x[at] - x[at - 1]),
         lost=lost,
         gained=gained,
         per_nat=gained / lost if lost > 0 else math.nan,
     )
 
 
-def nll_and_reward(evaluations: pd.DataFrame) -> pd.DataFrame:
-    """How well the policy imitates the demonstrations and how well it solves, on all problems and on Train-hard.
-
-    Args:
-        evaluations: of a run. *all*: NLL of the probed training demonstrations beside the score on the validation split;
-            *train_hard*: both on the training problems that the base policy never solved.
-
-    Returns:
-        problems (``all`` or ``train_hard``), global_step, nll (nats a token), reward (share of samples solved); measurements
-        that lack either are left out.
-
-    Raises:
-        RunError: nothing holds both.
-    """
-    hard = evaluations.get("hard", pd.Series(np.nan, index=evaluations.index))
-    columns = {
-        "all": ("demonstration_nll", evaluations.get("avg")),
-        "train_hard": (
-            "demonstration_nll_hard",
-            hard.map(lambda value: value.get("avg", np.nan) if isinstance(value, dict) else np.nan),
-        ),
-    }
-    parts = [
-        pd.DataFrame(
-            {
-                "problems": name,
-                "global_step": evaluations["global_step"],
-                "nll": evaluations[nll].astype(float),
-                "reward": reward.astype(float),
-            }
-        ).dropna()
-        for name, (nll, reward) in columns.items()
-        if nll in evaluations and reward is not None
-    ]
-    out = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    if out.empty:
-        raise RunError(
-            "the evaluations hold no NLL of demonstrations beside a score; take a run on problems with demonstrations"
-        )
-    return out
-
-
 # ---------------------------------------------------------------------- the entropy change of an update
 
 
-def entropy_change(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """First-order prediction of the entropy change of an update, and the change that happened, from whole logits.
+def recorded_change(table: pd.DataFrame) -> pd.DataFrame:
+    """What updates did to the entropies of followed demonstrations, against the first-order prediction.
 
     For a softmax policy p over a vocabulary, whose log-probabilities move by d (arXiv 2505.22617)::
 
         H(after) - H(before) = -Cov_{a ~ p}(log p(a), d(a)) + O(d^2)
 
-    The entropy falls where tokens that are probable already become more probable. Constants in d drop out, so differences
-    of logits serve as well.
-
-    Args:
-        before, after: (..., vocab) logits at the same places, finite.
-
-    Returns:
-        predicted and observed change, (...) float64, nats.
-    """
-    if before.shape != after.shape:
-        raise ConfigError(
-            f"logits of shapes {tuple(before.shape)} and {tuple(after.shape)}; measure both at the same places"
-        )
-    old, new = before.double().log_softmax(-1), after.double().log_softmax(-1)
-    probs, change = old.exp(), new - old
-    entropy = -(probs * old).sum(-1)
-    # sum p (log p + H) = 0, so the mean of the change drops out of the covariance.
-    predicted = -(probs * (old + entropy[..., None]) * change).sum(-1)
-    return predicted, -(new.exp() * new).sum(-1) - entropy
-
-
-def recorded_change(table: pd.DataFrame) -> pd.DataFrame:
-    """The same of a run's followed demonstrations: what its updates did to their entropies, against the prediction.
-
-    A table holds the probabilities of the k tokens most probable before the update, before and after, and the entropy of
-    the whole vocabulary. With r the probability of all others, the covariance is::
+    The entropy falls where tokens that are probable already become more probable. A table holds the probabilities of the k
+    tokens most probable before the update, before and after, and the entropy of the whole vocabulary. With r the
+    probability of all others, the covariance is::
 
         sum_k p (log p + H) d + d_rest (-H - sum_k p log p + r H),    d_rest = log(r_after / r)
 
@@ -524,20 +419,9 @@ def recorded_change(table: pd.DataFrame) -> pd.DataFrame:
     rest_change = np.where(some, np.log(np.where(some, rest_after, 1) / np.where(some, rest, 1)), 0.0)
     of_rest = -entropy[:, 0] - (p * log_p).sum(1) + rest * entropy[:, 0]
     predicted = -((p * (log_p + entropy) * change).sum(1) + rest_change * of_rest)
-    return pd.DataFrame(
-        {
-            "run": own["run"],
-            "step": own["step"],
-            "problem": own["problem"],
-            "position": own["position"],
-            "token_id": own["token_id"],
-            "text": own["text"],
-            "entropy": own["entropy"].astype(float),
-            "predicted": predicted,
-            "observed": own["entropy_after"].to_numpy(float) - entropy[:, 0],
-            "rest": rest,
-        }
-    )
+    out = own[["run", "step", "problem", "position", "token_id", "text", "entropy"]].astype({"entropy": float})
+    observed = own["entropy_after"].to_numpy(float) - entropy[:, 0]
+    return out.assign(predicted=predicted, observed=observed, rest=rest)
 
 
 def advantage_covariance(table: pd.DataFrame, kind: str = "on_policy") -> pd.DataFrame:

@@ -19,10 +19,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image
 
 from prefix_rft_lab.algorithm.methods import METHODS
@@ -372,6 +374,19 @@ def long_first(lines: Sequence[Line]) -> list[Line]:
     return sorted(lines, key=lambda line: (-len(line.frame), -len(line.group.later_stages)))
 
 
+def beside(runs: Sequence[Run], label: Label | None, x: str, y: str) -> pd.DataFrame:
+    """Two recorded columns of the runs that were trained, where both are known: method (the group's name), seed, global_step,
+    x, y."""
+    trained = [run for run in runs if run.method != "base"]
+    table = stats.curves(trained, [x, y], label=label) if trained else stats.curves(runs, [], label=label)
+    wide = (
+        table.pivot(index=["group", "seed", "step"], columns="column", values="value").reindex(columns=[x, y]).dropna()
+    )
+    order = {group: place for place, group in enumerate(dict.fromkeys(table["group"]))}
+    wide = wide.reset_index().sort_values("group", key=lambda names: names.map(order), kind="stable")
+    return wide.rename(columns={"group": "method", "step": "global_step", x: "x", y: "y"}).reset_index(drop=True)
+
+
 def draw_paths(
     axes: Axes,
     table: pd.DataFrame,
@@ -405,9 +420,16 @@ def draw_paths(
 
 def from_zero(panels: Sequence[Axes], *, share: bool = False) -> None:
     """Let y start at 0, after everything is drawn; shares of 1 end at 1 at most."""
-    top = max(max(axes.dataLim.y1 for axes in panels), 0.1 if share else 1e-9) * 1.08
+    top = max(*(axes.dataLim.y1 for axes in panels), 0.1 if share else 1e-9, 0) * 1.08
     for axes in panels:
         axes.set_ylim(-0.02 * top if share else 0.0, min(top, 1.02) if share else top)
+
+
+def log_ticks(axis: Axis, *at: float, text: Callable[[float], str] = "{:g}".format) -> None:
+    """Plain numbers at these multiples of the powers of ten, in place of 10^x."""
+    axis.set_major_locator(LogLocator(subs=at))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+    axis.set_minor_locator(NullLocator())
 
 
 def mark_stages(axes: Axes, line: Line, *, text: bool) -> None:
@@ -564,8 +586,8 @@ def new_figure(
         shape: passed to ``Figure.subplots``: height_ratios, width_ratios, sharex, sharey.
     """
     lines = textwrap.wrap(note, max(20, int(width * 15.5)))
-    # About 0.066 inch per letter and 0.65 inch per handle.
-    widest = max((0.65 + 0.066 * len(str(handle.get_label())) for handle in legend), default=1.0)
+    # About 0.062 inch per letter and 0.6 inch per handle.
+    widest = max((0.6 + 0.062 * len(str(handle.get_label())) for handle in legend), default=1.0)
     across = max(1, min(len(legend), int(width / widest)))
     below = 0.36 + 0.165 * len(lines)
     head = below + 0.05 + 0.19 * math.ceil(len(legend) / across)

@@ -8,30 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from prefix_rft_lab.analysis import stats
 from prefix_rft_lab.analysis.stats import Label
 from prefix_rft_lab.core import columns
 from prefix_rft_lab.core.config import ConfigError
-from prefix_rft_lab.plots.base import (
-    ARM_STYLES,
-    GREY,
-    Group,
-    RunFigure,
-    escaped,
-    finish,
-    interval,
-    k_of,
-    kit_style,
-    level,
-    method_handles,
-    method_looks,
-    new_figure,
-    problems_of,
-    seeds_of,
-)
-from prefix_rft_lab.plots.base import groups as groups_of_runs
+from prefix_rft_lab.plots import base
+from prefix_rft_lab.plots.base import GREY, Group, RunFigure, kit_style
 from prefix_rft_lab.runs.run import Run
 
 
@@ -57,20 +41,20 @@ def forest(
     Raises:
         ConfigError, RunError: as :func:`prefix_rft_lab.analysis.stats.deltas`.
     """
-    among = {group.name: group for group in groups_of_runs(runs, label)}
+    among = {group.name: group for group in base.groups(runs, label)}
     table = stats.deltas(runs, control, split, metric, label=label)
     if table.empty:
         raise ConfigError(f"control = {control!r} is the only one among the runs; add runs to compare with it")
     table = _grouped(table, groups or {})
     k, column = int(table["k"].iloc[0]), columns.column_of(metric)
-    reference = escaped(against) or " or ".join(among[name].title for name in dict.fromkeys(table["control"]))
+    reference = base.escaped(against) or " or ".join(among[name].title for name in dict.fromkeys(table["control"]))
     note = (
-        f"{split} split, {int(table['problems'].iloc[0])} problems, {seeds_of([*among.values()])}; bars: {stats.OVER_BOTH}; "
+        f"{split} split, {int(table['problems'].iloc[0])} problems, {base.seeds_of([*among.values()])}; bars: {stats.OVER_BOTH}; "
         "filled: the interval leaves out 0"
     )
     headings = [heading for heading in dict.fromkeys(table["group"]) if heading]
     height = 0.27 * (len(table) + len(headings)) + 0.75
-    figure, grid = new_figure(7.5, height, title=f"{column.short(k)} against {reference}", note=note)
+    figure, grid = base.new_figure(7.5, height, title=f"{column.short(k)} against {reference}", note=note)
     axes = grid[0, 0]
     axes.axvline(0, color="black", lw=1)
     ticks, heading = [], ""
@@ -80,7 +64,7 @@ def forest(
             ticks.append(heading)
         group, clear = among[row["method"]], row["low"] > 0 or row["high"] < 0
         look: dict[str, Any] = {"mfc": group.colour if clear else "white", "mec": group.colour, "mew": 1.4, "ms": 6.5}
-        interval(axes, row, len(ticks), group, mean="delta", **look)
+        base.interval(axes, row, len(ticks), group, mean="delta", **look)
         ticks.append(row["title"])
     axes.set_yticks(range(len(ticks)), ticks, parse_math=False)
     for text, tick in zip(ticks, axes.get_yticklabels(), strict=True):
@@ -91,7 +75,7 @@ def forest(
     axes.set_ylim(len(ticks) - 0.4, -0.6)
     axes.set_xlabel(f"difference in {column.axis(k)}, {reference} = 0")
     axes.grid(axis="y", visible=False)
-    return finish(figure, table, f"Difference in {column.axis(k)} to {reference}: {note}.")
+    return base.finish(figure, table, f"Difference in {column.axis(k)} to {reference}: {note}.")
 
 
 def _grouped(table: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> pd.DataFrame:
@@ -101,8 +85,7 @@ def _grouped(table: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> pd.Dat
     last = (len(groups), "")
     table = table.assign(group=[place.get(name, last)[1] for name in table["method"]])
     order = sorted(
-        range(len(table)),
-        key=lambda i: (place.get(table["method"][i], last)[0], inside.get(table["method"][i], i)),
+        range(len(table)), key=lambda i: (place.get(table["method"][i], last)[0], inside.get(table["method"][i], i))
     )
     return table.iloc[order].reset_index(drop=True)
 
@@ -149,30 +132,32 @@ def dose_response(
     everyone = [*runs, *controls]
     table = stats.compare(everyone, split, metric, label=group_of)
     measured = stats.scores(everyone, split, label=group_of)
-    members = {group.name: group for group in groups_of_runs(everyone, group_of)}
+    members = {group.name: group for group in base.groups(everyone, group_of)}
     table.insert(0, "name", table["method"])
     table["method"] = [keys[name][0] if name in keys else levels[name] for name in table["name"]]
     table.insert(2, "dose", [keys[name][1] if name in keys else np.nan for name in table["name"]])
     table = table.sort_values(["method", "dose"], ignore_index=True)
     # A line is a method here, so that it has the method's look.
-    looks = {run.method: method_looks().get(run.method, ARM_STYLES[0]) for run in everyone}
-    lines = {run.method: Group(run.method, escaped(run.title), run.method, (), *looks[run.method]) for run in everyone}
+    looks = {run.method: base.method_looks().get(run.method, base.ARM_STYLES[0]) for run in everyone}
+    lines = {
+        run.method: Group(run.method, base.escaped(run.title), run.method, (), *looks[run.method]) for run in everyone
+    }
     methods = [lines[method] for method in dict.fromkeys(run.method for run in runs)]
     k, column = int(table["k"].iloc[0]), columns.column_of(metric)
     bars = "bars" if label else "bands"
-    note = f"{split} split, {int(table['problems'].iloc[0])} problems, {seeds_of([*members.values()])}; dots: seeds, {bars}: {stats.OVER_BOTH}"
-    legend = method_handles(methods, marker=True)
+    note = f"{split} split, {int(table['problems'].iloc[0])} problems, {base.seeds_of([*members.values()])}; dots: seeds, {bars}: {stats.OVER_BOTH}"
+    legend = base.method_handles(methods, marker=True)
     legend += [
         Line2D([], [], color=lines[m].colour, ls=(0, (4, 3)), lw=1.2, label=f"{lines[m].title} (control)")
         for m in levels.values()
     ]
     title = f"{column.short(k)} against {what.partition(' (')[0]}"
-    figure, grid = new_figure(7.5, 3.5, title=title, note=note, legend=legend)
+    figure, grid = base.new_figure(7.5, 3.5, title=title, note=note, legend=legend)
     axes = grid[0, 0]
     for method in levels.values():
         known = table[(table["method"] == method) & table["dose"].isna()].iloc[0]
         axes.axhspan(known["low"], known["high"], color=lines[method].colour, alpha=0.08, lw=0)
-        level(axes, known["mean"], color=lines[method].colour, lw=1.2)
+        base.level(axes, known["mean"], color=lines[method].colour, lw=1.2)
     for group in methods:
         part = table[(table["method"] == group.name) & table["dose"].notna()]
         if label is None:
@@ -182,7 +167,7 @@ def dose_response(
             )
         for row in part.to_dict("records"):
             if label is not None:
-                interval(axes, row, row["dose"], group, upright=True, ms=6, lw=1.4)
+                base.interval(axes, row, row["dose"], group, upright=True, ms=6, lw=1.4)
             seeds = stats.matrix(measured, row["name"], metric).mean(axis=1)
             if len(seeds) > 1:
                 axes.plot(
@@ -210,7 +195,7 @@ def dose_response(
     axes.set(xlabel=what + (", logarithmic" if log else ""), ylabel=column.axis(k))
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     caption = f"{column.axis(k)} against {what}: {note}."
-    return finish(figure, table.drop(columns="name"), caption)
+    return base.finish(figure, table.drop(columns="name"), caption)
 
 
 @kit_style
@@ -227,31 +212,29 @@ def score_against_cost(
         ConfigError: as :func:`prefix_rft_lab.analysis.stats.cost_curve`.
     """
     table = stats.cost_curve(runs, column, cost, label=label)
-    trained = [g for g in groups_of_runs(runs, label) if (table["method"].eq(g.name) & table["cost"].gt(0)).any()]
+    trained = [g for g in base.groups(runs, label) if (table["method"].eq(g.name) & table["cost"].gt(0)).any()]
     if not trained:
         raise ConfigError("runs were not trained, so nothing was spent; add runs of a method with steps")
     note = (
-        f"validation split, {problems_of(runs)}, {seeds_of(trained)}; lines: means over seeds at each evaluation, bars at their "
+        f"validation split, {base.problems_of(runs)}, {base.seeds_of(trained)}; lines: means over seeds at each evaluation, bars at their "
         f"ends: {stats.OVER_SEEDS}; dashed grey: before training"
     )
     shown = columns.column_of(column)
-    title = f"{shown.short(k_of(runs))} against {stats.COSTS[cost].partition(' (')[0]}"
-    figure, grid = new_figure(7.5, 3.8, title=title, note=note, legend=method_handles(trained, marker=True))
+    title = f"{shown.short(base.k_of(runs))} against {stats.COSTS[cost].partition(' (')[0]}"
+    figure, grid = base.new_figure(7.5, 3.8, title=title, note=note, legend=base.method_handles(trained, marker=True))
     axes = grid[0, 0]
     start = table.loc[table["cost"] == 0, "mean"]
-    level(axes, float(start.mean()) if len(start) else None)
+    base.level(axes, float(start.mean()) if len(start) else None)
     for group in trained:
         part = table[(table["method"] == group.name) & (table["cost"] > 0)]
         axes.plot(part["cost"], part["mean"], color=group.colour, lw=1.5, marker=group.marker, ms=3.5, alpha=0.9, mew=0)
         end = part.iloc[-1].fillna({"low": part["mean"].iloc[-1], "high": part["mean"].iloc[-1]})
-        interval(axes, end.to_dict(), end["cost"], group, upright=True, ms=8)
+        base.interval(axes, end.to_dict(), end["cost"], group, upright=True, ms=8)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    axes.set(xlabel=f"{stats.COSTS[cost]}, logarithmic", ylabel=shown.axis(k_of(runs)))
-    caption = f"{shown.short(k_of(runs))} on the validation split against {stats.COSTS[cost]}: {note}."
-    return finish(figure, table, caption)
+    base.log_ticks(axes.xaxis, 1, 2, 5, text=_short)
+    axes.set(xlabel=f"{stats.COSTS[cost]}, logarithmic", ylabel=shown.axis(base.k_of(runs)))
+    caption = f"{shown.short(base.k_of(runs))} on the validation split against {stats.COSTS[cost]}: {note}."
+    return base.finish(figure, table, caption)
 
 
 def _short(value: float) -> str:

@@ -15,17 +15,8 @@ from prefix_rft_lab.analysis import stats
 from prefix_rft_lab.analysis.stats import Label
 from prefix_rft_lab.core.columns import column_of
 from prefix_rft_lab.core.config import ConfigError
-from prefix_rft_lab.plots.base import (
-    OKABE_ITO,
-    RunFigure,
-    finish,
-    groups,
-    interval,
-    kit_style,
-    method_handles,
-    new_figure,
-    seeds_of,
-)
+from prefix_rft_lab.plots import base
+from prefix_rft_lab.plots.base import OKABE_ITO, RunFigure, kit_style
 from prefix_rft_lab.runs.run import Run
 
 # ---------------------------------------------------------------------- final scores
@@ -36,12 +27,14 @@ def final_scores(
     runs: Sequence[Run], split: str = "test", metric: str = "avg", *, label: Label | None = None
 ) -> RunFigure:
     """Final score of every method with its 95% interval, single seeds as dots."""
-    among = {group.name: group for group in groups(runs, label)}
+    among = {group.name: group for group in base.groups(runs, label)}
     table = stats.compare(runs, split, metric, label=label)
     measured = stats.scores(runs, split, label=label)
     k, column = int(table["k"].iloc[0]), column_of(metric)
-    note = f"{split} split, {int(table['problems'].iloc[0])} problems, {seeds_of([*among.values()])}; bars: {stats.OVER_BOTH}"
-    figure, grid = new_figure(7.5, 0.52 * len(table) + 0.75, title=f"Final {column.short(k)} on {split}", note=note)
+    note = f"{split} split, {int(table['problems'].iloc[0])} problems, {base.seeds_of([*among.values()])}; bars: {stats.OVER_BOTH}"
+    figure, grid = base.new_figure(
+        7.5, 0.52 * len(table) + 0.75, title=f"Final {column.short(k)} on {split}", note=note
+    )
     axes = grid[0, 0]
     data = table[["method", "title", "seeds", "problems", "mean", "low", "high", "over"]].copy()
     for place, row in enumerate(table.to_dict("records")):
@@ -51,7 +44,7 @@ def final_scores(
             # Fixed offsets: dots of equal scores stay apart without chance.
             dots = place + np.linspace(-0.2, 0.2, len(seeds))
             axes.plot(seeds, dots, ls="", marker="o", ms=4, color=group.colour, alpha=0.6, mew=0)
-        interval(axes, row, place, group, capsize=4)
+        base.interval(axes, row, place, group, capsize=4)
         text = f"{row['mean']:{column.format}}"
         at: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
         axes.annotate(text, (row["high"], place), **at)
@@ -63,7 +56,7 @@ def final_scores(
     axes.grid(axis="y", visible=False)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0), high + 0.06 * (high - min(low, 0)))
-    return finish(figure, data, f"{column.short(k)} of each: {note}.")
+    return base.finish(figure, data, f"{column.short(k)} of each: {note}.")
 
 
 VERDICT_STYLES = {
@@ -99,7 +92,7 @@ def verdicts(table: pd.DataFrame) -> RunFigure:
         for name, (colour, marker) in VERDICT_STYLES.items()
         if (shown["verdict"] == name).any()
     ]
-    figure, grid = new_figure(
+    figure, grid = base.new_figure(
         9.5, 0.34 * max(len(shown), 1) + 0.9, title="Claims and what the runs say", note=note, legend=handles
     )
     axes = grid[0, 0]
@@ -133,20 +126,20 @@ def verdicts(table: pd.DataFrame) -> RunFigure:
     axes.grid(axis="y", visible=False)
     counts = ", ".join(f"{int((shown['verdict'] == name).sum())} {name}" for name in VERDICT_STYLES)
     counts += f", {borrowed} not judged" * bool(borrowed)
-    return finish(figure, data, f"Claims: {counts}; {note}. The black bar is what a claim has to pass.")
+    return base.finish(figure, data, f"Claims: {counts}; {note}. The black bar is what a claim has to pass.")
 
 
 @kit_style
 def pass_at_k(runs: Sequence[Run], split: str = "test", *, label: Label | None = None) -> RunFigure:
     """Unbiased pass@k for k = 1 to the number of samples, with 95% bands."""
-    among = groups(runs, label)
+    among = base.groups(runs, label)
     table = stats.pass_curve(runs, split, label=label)
     problems = stats.scores(runs, split, label=label)["problem"].nunique()
     # A table of many samples (evaluation_run.sample_all) names no split of its own.
     where = among[0].runs[0].evaluation(split)["split"].iloc[0]
-    note = f"{where} split, {problems} problems, {seeds_of(among)}; bands: {stats.OVER_BOTH}"
-    legend = method_handles(among, marker=True)
-    figure, grid = new_figure(7.5, 3.4, title=f"pass@k on {where}", note=note, legend=legend)
+    note = f"{where} split, {problems} problems, {base.seeds_of(among)}; bands: {stats.OVER_BOTH}"
+    legend = base.method_handles(among, marker=True)
+    figure, grid = base.new_figure(7.5, 3.4, title=f"pass@k on {where}", note=note, legend=legend)
     axes = grid[0, 0]
     for group in among:
         part = table[table["method"] == group.name]
@@ -163,4 +156,4 @@ def pass_at_k(runs: Sequence[Run], split: str = "test", *, label: Label | None =
         xlabel="k (samples per problem, logarithmic)", ylabel="pass@k (share of problems solved)", ylim=(-0.02, 1.02)
     )
     caption = f"Unbiased pass@k (share of problems solved in k tries) against k: {note}."
-    return finish(figure, table, caption)
+    return base.finish(figure, table, caption)

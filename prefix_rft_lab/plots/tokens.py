@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from prefix_rft_lab.analysis import entropy_analysis as analysis
 from prefix_rft_lab.analysis import stats
@@ -22,36 +22,8 @@ from prefix_rft_lab.analysis.stats import Label
 from prefix_rft_lab.core.columns import EVALUATIONS, METRICS
 from prefix_rft_lab.core.config import ConfigError
 from prefix_rft_lab.core.errors import RunError
-from prefix_rft_lab.plots.base import (
-    BEFORE,
-    GREY,
-    KIND_STYLES,
-    KIND_TITLES,
-    OKABE_ITO,
-    Group,
-    RunFigure,
-    base_level,
-    draw_line,
-    draw_paths,
-    finish,
-    from_zero,
-    groups,
-    groups_of,
-    k_of,
-    kind_handles,
-    kit_style,
-    lines_of,
-    method_handles,
-    new_figure,
-    note_of,
-    nothing_recorded,
-    panel_title,
-    run_name,
-    seeds_of,
-    shade,
-    stage_note,
-    visible,
-)
+from prefix_rft_lab.plots import base
+from prefix_rft_lab.plots.base import GREY, KIND_STYLES, KIND_TITLES, OKABE_ITO, Group, RunFigure, kit_style
 from prefix_rft_lab.runs.run import Run
 
 STEP = METRICS["global_step"].label
@@ -70,13 +42,13 @@ def tokens_of(runs: Sequence[Run]) -> pd.DataFrame:
     if other is not None:
         first = runs[0]
         raise ConfigError(
-            f"{run_name(first)} and {run_name(other)} have different vocabularies ({first.tokenizer or 'not recorded'}, "
+            f"{base.run_name(first)} and {base.run_name(other)} have different vocabularies ({first.tokenizer or 'not recorded'}, "
             f"{other.tokenizer or 'not recorded'}), so their tokens cannot be joined; give runs of one model"
         )
     parts = [table for table in (run.tokens for run in runs) if len(table)]
     if not parts:
         raise RunError(
-            f"{run_name(runs[0])} recorded no tokens{' yet' if not runs[0].done else ''}; set records.tokens_every above 0 "
+            f"{base.run_name(runs[0])} recorded no tokens{' yet' if not runs[0].done else ''}; set records.tokens_every above 0 "
             "and train it"
         )
     return pd.concat(parts, ignore_index=True)
@@ -84,21 +56,21 @@ def tokens_of(runs: Sequence[Run]) -> pd.DataFrame:
 
 def _each(runs: Sequence[Run], label: Label | None, of: Callable[[pd.DataFrame], pd.DataFrame]) -> Parts:
     """What a function says of the tokens of each group, its seeds together."""
-    return [(group, of(tokens_of(group.runs))) for group in groups(runs, label)]
+    return [(group, of(tokens_of(group.runs))) for group in base.groups(runs, label)]
 
 
 def _followed(runs: Sequence[Run], label: Label | None, of: Callable[[pd.DataFrame], pd.DataFrame]) -> Parts:
     """What a function says of the followed demonstrations of each run, joined by group with a column ``seed``; groups
     without any are left out."""
     out = []
-    for group in groups(runs, label):
+    for group in base.groups(runs, label):
         tables = [(run.seed, run.tokens) for run in group.runs]
         tables = [(seed, table[table["entropy_after"].notna()]) for seed, table in tables]
         parts = [of(table).assign(seed=seed) for seed, table in tables if len(table)]
         if parts:
             out.append((group, pd.concat(parts, ignore_index=True).assign(method=group.name)))
     if not out:
-        raise nothing_recorded(runs, "followed demonstrations (records.followed, records.tokens_every)")
+        raise base.nothing_recorded(runs, "followed demonstrations (records.followed, records.tokens_every)")
     return out
 
 
@@ -122,11 +94,13 @@ def _frame(
     """A row of panels for each group, named in the title where there is one."""
     shape = {"rows": len(parts), "sharex": "col", "sharey": "col", **shape}
     alone = f": {parts[0][0].title}" if len(parts) == 1 else ""
-    return new_figure(width, height, title=f"{title}{alone}", note=f"{note}, {_seeds(parts)}", legend=legend, **shape)
+    return base.new_figure(
+        width, height, title=f"{title}{alone}", note=f"{note}, {_seeds(parts)}", legend=legend, **shape
+    )
 
 
 def _seeds(parts: Parts) -> str:
-    return parts[0][0].seeds if len(parts) == 1 else seeds_of([group for group, _ in parts])
+    return parts[0][0].seeds if len(parts) == 1 else base.seeds_of([group for group, _ in parts])
 
 
 def _who(parts: Parts) -> str:
@@ -136,13 +110,42 @@ def _who(parts: Parts) -> str:
 def _named(axes: Axes, group: Group, parts: Parts, text: str = "") -> None:
     """A panel's title: the group too where there are several."""
     if len(parts) == 1:
-        panel_title(axes, text)
+        base.panel_title(axes, text)
     else:
-        panel_title(axes, ": ".join(filter(None, (group.title, text))), color=group.colour)
+        base.panel_title(axes, ": ".join(filter(None, (group.title, text))), color=group.colour)
 
 
 def _shades(parts: Parts, kinds: Sequence[str]) -> list[Artist]:
-    return kind_handles(kinds, colour=parts[0][0].colour if len(parts) == 1 else "")
+    return base.kind_handles(kinds, colour=parts[0][0].colour if len(parts) == 1 else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A panel that every group has in its row: what it draws of the group's table, and its axes."""
+
+    draw: Callable[[Axes, Group, pd.DataFrame], object]
+    across: str
+    up: str = ""
+    title: str = ""
+    zero: bool = False
+    """Whether y begins at 0."""
+
+
+def _rows(
+    parts: Parts, cards: Sequence[Card], title: str, *, note: str, caption: str, height: float = 3.0, **frame: Any
+) -> RunFigure:
+    """A row of cards for each group."""
+    figure, grid = _frame(parts, title, height * len(parts), note, columns=len(cards), **frame)
+    for row, (group, table) in zip(grid, parts, strict=True):
+        for axes, card in zip(row, cards, strict=True):
+            card.draw(axes, group, table)
+            axes.set_ylabel(card.up)
+            _named(axes, group, parts, card.title)
+    for column, card in zip(grid.T, cards, strict=True):
+        column[-1].set_xlabel(card.across)
+        if card.zero:
+            base.from_zero(list(column))
+    return base.finish(figure, _joined(parts), f"{caption} {_who(parts)}; {note}.")
 
 
 def _outer(grid: np.ndarray, across: str, up: str, count: int) -> None:
@@ -156,9 +159,16 @@ def _outer(grid: np.ndarray, across: str, up: str, count: int) -> None:
         axes.set_ylabel(up)
 
 
-def _texts(labels: Sequence[Text]) -> None:
-    for label in labels:
-        label.set_parse_math(False)  # token texts are data: a dollar sign isn't mathematics
+def _named_ticks(axis: Axis, texts: Sequence[str] | pd.Series) -> None:
+    """Token texts as ticks 0, 1, ...; they are data, so a dollar sign isn't mathematics."""
+    axis.set_ticks(range(len(texts)), [base.visible(text) for text in texts], fontfamily="monospace")
+    for label in axis.get_ticklabels():
+        label.set_parse_math(False)
+
+
+def _beside(axes: Axes, text: str, x: float, y: float) -> None:
+    """A small word to the right of a bar's end."""
+    axes.annotate(text, (x, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5)
 
 
 # ---------------------------------------------------------------------- distribution over training
@@ -201,7 +211,7 @@ def entropy_quantiles(runs: Sequence[Run], *, label: Label | None = None) -> Run
                 axes.plot(threshold.index, threshold, color=GREY, lw=0.8)
         _named(axes, group, parts, KIND_TITLES[kind])
     _outer(grid, STEP, "entropy (nats)", len(panels))
-    from_zero(list(grid.flat)[: len(panels)])
+    base.from_zero(list(grid.flat)[: len(panels)])
     exact = {name: frame.mean(axis=1).rename("threshold") for name, frame in thresholds.items() if len(frame)}
     with_threshold = [
         (g, t.merge(exact[g.name], left_on="step", right_index=True, how="left") if g.name in exact else t)
@@ -211,7 +221,7 @@ def entropy_quantiles(runs: Sequence[Run], *, label: Label | None = None) -> Run
         f"Entropy in nats of recorded tokens against training step, by kind: median, quartiles, deciles and mean"
         f"{', and the lowest entropy that the clip keeps in each update' if clipped else ''}; {_who(parts)}."
     )
-    return finish(figure, _joined(with_threshold), caption)
+    return base.finish(figure, _joined(with_threshold), caption)
 
 
 # ---------------------------------------------------------------------- within a response
@@ -225,46 +235,46 @@ def seam(runs: Sequence[Run], *, width: int = 4, label: Label | None = None) -> 
         runs: of methods with prefixes; seeds are pooled.
         width: tokens averaged on each side for the jump.
     """
-    parts = _each(runs, label, analysis.seam)
-    rows = [table for _, table in _each(runs, label, lambda tokens: analysis.hybrid_rows(tokens, width))]
-    kinds, count = ["prefix", "continuation"], sum(map(len, rows))
+
+    def tables(tokens: pd.DataFrame) -> pd.DataFrame:
+        both = {"around": analysis.seam(tokens), "jump": analysis.hybrid_rows(tokens, width)}
+        return pd.concat([table.assign(panel=name) for name, table in both.items()], ignore_index=True)
+
+    parts = _each(runs, label, tables)
+
+    def around(axes: Axes, group: Group, table: pd.DataFrame) -> None:
+        for kind in ("prefix", "continuation"):
+            own = table[(table["panel"] == "around") & (table["kind"] == kind)]
+            axes.errorbar(
+                own["offset"], own["entropy"], yerr=2 * own["error"].fillna(0), color=base.shade(group.colour, kind),
+                ls=KIND_STYLES[kind], marker="o", ms=4, capsize=2, lw=1.6, elinewidth=0.9,
+            )  # fmt: skip
+        axes.axvline(-0.5, color=GREY, lw=0.9, ls=(0, (2, 2)))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    def jumps(axes: Axes, group: Group, table: pd.DataFrame) -> None:
+        axes.axhline(0, color=GREY, lw=0.8)
+        for solved, look in ((False, {"marker": "x", "color": GREY, "lw": 0.9, "alpha": 0.8}), (True, _ring(group))):
+            own = table[(table["panel"] == "jump") & ((table["score"] == 1) == solved)]
+            axes.scatter(own["prefix_tokens"], own["jump"], s=16, **look)
+
+    jump = f"jump: first {width} after - last {width} before (nats)"
+    cards = [
+        Card(around, "tokens from the first continuation token", "entropy (nats)", "Around the seam", zero=True),
+        Card(jumps, "prefix length (tokens)", jump, "Jump against prefix length"),
+    ]
     legend = [
-        *_shades(parts, kinds),
+        *_shades(parts, ["prefix", "continuation"]),
         Line2D([], [], ls="", marker="o", mfc="white", mec=parts[0][0].colour, label="row solved"),
         Line2D([], [], ls="", marker="x", color=GREY, label="not solved"),
     ]
-    note = f"{count} hybrid rows of {pd.concat(rows)['step'].nunique()} recorded steps, bars: 2 standard errors"
-    figure, grid = _frame(parts, "Entropy at the seam", 3.2 * len(parts), note, legend, columns=2)
-    for (left, right), (group, around), jumps in zip(grid, parts, rows, strict=True):
-        for kind in kinds:
-            own = around[around["kind"] == kind]
-            left.errorbar(
-                own["offset"], own["entropy"], yerr=2 * own["error"].fillna(0), color=shade(group.colour, kind),
-                ls=KIND_STYLES[kind], marker="o", ms=4, capsize=2, lw=1.6, elinewidth=0.9,
-            )  # fmt: skip
-        left.axvline(-0.5, color=GREY, lw=0.9, ls=(0, (2, 2)))
-        left.set_ylabel("entropy (nats)")
-        left.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _named(left, group, parts, "Around the seam")
-        right.axhline(0, color=GREY, lw=0.8)
-        for solved, look in ((0, {"marker": "x", "color": GREY, "lw": 0.9, "alpha": 0.8}), (1, _ring(group))):
-            own = jumps[(jumps["score"] == 1) == bool(solved)]
-            right.scatter(own["prefix_tokens"], own["jump"], s=16, **look)
-        right.set_ylabel(f"jump: first {width} after - last {width} before (nats)")
-        _named(right, group, parts, "Jump against prefix length")
-    grid[-1, 0].set_xlabel("tokens from the first continuation token")
-    grid[-1, 1].set_xlabel("prefix length (tokens)")
-    from_zero(list(grid[:, 0]))
+    rows = pd.concat([table[table["panel"] == "jump"] for _, table in parts])
+    note = f"{len(rows)} hybrid rows of {rows['step'].nunique()} recorded steps, bars: 2 standard errors"
     caption = (
         f"Left: mean entropy in nats against the distance from the end of the prefix. Right: mean entropy of the first {width} "
-        f"continuation tokens minus that of the last {width} prefix tokens, against the length of the prefix in tokens. "
-        f"{_who(parts)}, {count} hybrid rows."
+        f"continuation tokens minus that of the last {width} prefix tokens, against the length of the prefix in tokens."
     )
-    both = [
-        (group, pd.concat([around.assign(panel="around"), jumps.assign(panel="jump")], ignore_index=True))
-        for (group, around), jumps in zip(parts, rows, strict=True)
-    ]
-    return finish(figure, _joined(both), caption)
+    return _rows(parts, cards, "Entropy at the seam", note=note, caption=caption, height=3.2, legend=legend)
 
 
 def _ring(group: Group) -> dict[str, Any]:
@@ -281,20 +291,18 @@ def relative_position(runs: Sequence[Run], *, bins: int = 10, label: Label | Non
     parts = _each(runs, label, lambda tokens: analysis.relative_position(tokens, bins))
     kinds = [kind for kind in KIND_STYLES if any((table["kind"] == kind).any() for _, table in parts)]
     note = f"{sum(int(table['tokens'].sum()) for _, table in parts)} recorded tokens of all recorded steps"
-    figure, grid = _frame(parts, "Entropy along a response", 3.0 * len(parts), note, _shades(parts, kinds), width=7.5)
-    for axes, (group, table) in zip(grid[:, 0], parts, strict=True):
+
+    def along(axes: Axes, group: Group, table: pd.DataFrame) -> None:
         for kind in kinds:
-            own, look = table[table["kind"] == kind], {"color": shade(group.colour, kind), "ls": KIND_STYLES[kind]}
+            own, look = table[table["kind"] == kind], {"color": base.shade(group.colour, kind), "ls": KIND_STYLES[kind]}
             axes.plot(own["place"], own["entropy"], lw=1.8, marker="o", ms=4, **look)
-        axes.set(ylabel="entropy (nats)", xlim=(0, 1))
-        _named(axes, group, parts)
-    grid[-1, 0].set_xlabel("place within the part of the row (0 first token, 1 last)")
-    from_zero(list(grid[:, 0]))
-    caption = (
-        f"Mean entropy in nats against the place within a prefix, continuation, response or demonstration (0 to 1), {bins} bins; "
-        f"{_who(parts)}."
+        axes.set_xlim(0, 1)
+
+    cards = [Card(along, "place within the part of the row (0 first token, 1 last)", "entropy (nats)", zero=True)]
+    caption = f"Mean entropy in nats against the place within a prefix, continuation, response or demonstration (0 to 1), {bins} bins;"
+    return _rows(
+        parts, cards, "Entropy along a response", note=note, caption=caption, legend=_shades(parts, kinds), width=7.5
     )
-    return finish(figure, _joined(parts), caption)
 
 
 # ---------------------------------------------------------------------- which tokens
@@ -315,41 +323,36 @@ def forking_tokens(runs: Sequence[Run], *, most: int = 12, least: int = 5, label
     parts = _each(runs, label, lambda tokens: analysis.forking_tokens(tokens, most=most, least=least, examples=1))
     if any(table.empty for _, table in parts):
         raise RunError(f"no token was recorded {least} times; lower least, or record more steps")
-    heights = [0.27 * len(table) + 0.7 for _, table in parts]
-    figure, grid = _frame(
-        parts, "Forking tokens", sum(heights), f"highest mean entropy among tokens that occur at least {least} times, all "
-        "kinds; right: the least certain occurrence, the token in ⟦⟧", columns=2, width_ratios=[1.5, 1],
-        height_ratios=heights, sharey=False,
-    )  # fmt: skip
-    for (left, right), (group, table) in zip(grid, parts, strict=True):
+
+    def bars(axes: Axes, group: Group, table: pd.DataFrame) -> None:
         shown = table.iloc[::-1]
-        places = range(len(shown))
-        left.barh(places, shown["entropy"], color=group.colour, height=0.7)
-        left.set_yticks(places, [visible(text) for text in shown["text"]], fontfamily="monospace")
-        _texts(left.get_yticklabels())
-        for place, line in zip(places, shown.to_dict("records"), strict=True):
-            left.annotate(
-                f"{line['entropy']:.2f}  n={line['tokens']}", (line["entropy"], place), xytext=(4, 0),
-                textcoords="offset points", va="center", fontsize=7.5,
-            )  # fmt: skip
-            right.text(
-                0, place, _one_line(line["contexts"][0]), fontsize=7.5, fontfamily="monospace", va="center", parse_math=False
-            )  # fmt: skip
-        left.set_ylim(-0.6, len(shown) - 0.4)
-        left.margins(x=0.25)
-        left.grid(axis="y", visible=False)
-        right.set(ylim=left.get_ylim(), xlim=(0, 1))
-        right.set_axis_off()
-        _named(left, group, parts)
-    grid[-1, 0].set_xlabel("mean entropy at its place (nats)")
-    data = [(group, table.assign(contexts=table["contexts"].map(" | ".join))) for group, table in parts]
-    caption = f"Tokens by the mean entropy in nats at their places, with counts and a context each; {_who(parts)}."
-    return finish(figure, _joined(data), caption)
+        axes.barh(range(len(shown)), shown["entropy"], color=group.colour, height=0.7)
+        _named_ticks(axes.yaxis, shown["text"])
+        for place, line in enumerate(shown.to_dict("records")):
+            _beside(axes, f"{line['entropy']:.2f}  n={line['tokens']}", line["entropy"], place)
+        axes.margins(x=0.25)
+        axes.grid(axis="y", visible=False)
+
+    def contexts(axes: Axes, _: Group, table: pd.DataFrame) -> None:
+        look: dict[str, Any] = {"fontsize": 7.5, "fontfamily": "monospace", "va": "center", "parse_math": False}
+        for place, examples in enumerate(table["contexts"].iloc[::-1]):
+            axes.text(0, place, _one_line(examples), **look)
+        axes.set(xlim=(0, 1), ylim=(-0.6, len(table) - 0.4))
+        axes.set_axis_off()
+
+    cards = [Card(bars, "mean entropy at its place (nats)"), Card(contexts, "")]
+    parts = [(group, table.assign(contexts=table["contexts"].map(" | ".join))) for group, table in parts]
+    note = f"highest mean entropy among tokens that occur at least {least} times, all kinds; right: the least certain occurrence, the token in ⟦⟧"
+    caption = "Tokens by the mean entropy in nats at their places, with counts and a context each;"
+    height = 0.27 * max(len(table) for _, table in parts) + 0.7
+    return _rows(
+        parts, cards, "Forking tokens", note=note, caption=caption, height=height, width_ratios=[1.5, 1], sharey="row"
+    )
 
 
 def _one_line(text: str) -> str:
     """A context that fits its panel, white space and unprintable characters shown."""
-    marked = "".join(c if c in "⟦⟧" else visible(c) for c in text)
+    marked = "".join(c if c in "⟦⟧" else base.visible(c) for c in text)
     return marked if len(marked) <= 40 else f"{marked[:39]}…"
 
 
@@ -372,20 +375,21 @@ def clip_stability(runs: Sequence[Run], *, label: Label | None = None) -> RunFig
     ]
     count = sum(len(table[["run", "problem"]].drop_duplicates()) for _, table in parts)
     note = f"{count} demonstrations, {sum(len(table) for _, table in parts)} pairs of recorded steps"
-    figure, grid = _frame(parts, "What the clip keeps, from step to step", 3.0 * len(parts), note, legend, width=7.5)
-    for axes, (group, table) in zip(grid[:, 0], parts, strict=True):
+
+    def pairs(axes: Axes, group: Group, table: pd.DataFrame) -> None:
         mean = table.groupby("lag")[["jaccard", "chance"]].mean()
         axes.plot(table["lag"], table["jaccard"], ls="", marker="o", ms=3, color=group.colour, alpha=0.25, mew=0)
         axes.plot(mean.index, mean["jaccard"], color=group.colour, lw=2)
         axes.plot(mean.index, mean["chance"], color=GREY, ls=(0, (4, 3)), lw=1.2)
-        axes.set(ylabel="Jaccard index of the kept places\n(share of 1)", ylim=(-0.02, 1.02))
-        _named(axes, group, parts)
-    grid[-1, 0].set_xlabel("distance (training steps)")
+        axes.set_ylim(-0.02, 1.02)
+
+    cards = [Card(pairs, "distance (training steps)", "Jaccard index of the kept places\n(share of 1)")]
+    title = "What the clip keeps, from step to step"
     caption = (
         "Jaccard index (0 to 1) of the places of a demonstration that the clip keeps, or would keep at that step's threshold, at "
-        f"two recorded steps, against their distance in steps; dashed: independent sets of the same sizes. {_who(parts)}."
+        "two recorded steps, against their distance in steps; dashed: independent sets of the same sizes."
     )
-    return finish(figure, _joined(parts), caption)
+    return _rows(parts, cards, title, note=note, caption=caption, legend=legend, width=7.5)
 
 
 @kit_style
@@ -396,27 +400,28 @@ def reward_by_prefix_entropy(runs: Sequence[Run], *, bins: int = 5, label: Label
         runs: of methods with prefixes; seeds and steps are pooled.
     """
     parts = _each(runs, label, lambda tokens: analysis.reward_by_prefix_entropy(tokens, bins))
-    rows = [table for _, table in _each(runs, label, analysis.hybrid_rows)]
-    note = f"{sum(map(len, rows))} hybrid rows in bins of equal size, {bins} at most; bars: 2 standard errors"
-    figure, grid = _frame(parts, "Reward against the prefix's entropy", 3.0 * len(parts), note, columns=2)
-    for (left, right), (group, table), own in zip(grid, parts, rows, strict=True):
-        error = 2 * table["error"].fillna(0)
-        left.errorbar(
-            table["entropy"], table["score"], yerr=error, color=group.colour, marker=group.marker, ms=5, lw=1.6, capsize=3
-        )  # fmt: skip
-        left.set(ylabel="mean reward (0 to 1)", ylim=(-0.02, 1.08))
-        _named(left, group, parts, "Reward of the row")
-        right.scatter(own["prefix_entropy"], own["prefix_tokens"], s=14, **_ring(group))
-        right.set_ylabel("prefix length (tokens)")
-        _named(right, group, parts, "Length of the same prefixes")
-    for axes in grid[-1]:
-        axes.set_xlabel("mean entropy of the prefix (nats)")
-    from_zero(list(grid[:, 1]))
+    rows = {group.name: table for group, table in _each(runs, label, analysis.hybrid_rows)}
+
+    def rewards(axes: Axes, group: Group, table: pd.DataFrame) -> None:
+        look: dict[str, Any] = {"color": group.colour, "marker": group.marker, "ms": 5, "lw": 1.6, "capsize": 3}
+        axes.errorbar(table["entropy"], table["score"], yerr=2 * table["error"].fillna(0), **look)
+        axes.set_ylim(-0.02, 1.08)
+
+    def lengths(axes: Axes, group: Group, _: pd.DataFrame) -> None:
+        own = rows[group.name]
+        axes.scatter(own["prefix_entropy"], own["prefix_tokens"], s=14, **_ring(group))
+
+    across = "mean entropy of the prefix (nats)"
+    cards = [
+        Card(rewards, across, "mean reward (0 to 1)", "Reward of the row"),
+        Card(lengths, across, "prefix length (tokens)", "Length of the same prefixes", zero=True),
+    ]
+    note = f"{sum(map(len, rows.values()))} hybrid rows in bins of equal size, {bins} at most; bars: 2 standard errors"
     caption = (
-        f"Left: mean reward (0 to 1) of hybrid rows against the mean entropy of their prefix in nats. Right: the length of these "
-        f"prefixes in tokens, with which both go along. {_who(parts)}, {note}."
+        "Left: mean reward (0 to 1) of hybrid rows against the mean entropy of their prefix in nats. Right: the length of these "
+        "prefixes in tokens, with which both go along."
     )
-    return finish(figure, _joined(parts), caption)
+    return _rows(parts, cards, "Reward against the prefix's entropy", note=note, caption=caption)
 
 
 # ---------------------------------------------------------------------- one text under a changing policy
@@ -435,7 +440,7 @@ def demonstration_map(runs: Sequence[Run], problem: str | None = None, *, label:
     Raises:
         RunError: no run followed a demonstration, or not this one.
     """
-    first = [group.runs[0] for group in groups(runs, label)]
+    first = [group.runs[0] for group in base.groups(runs, label)]
     parts = _followed(first, label, analysis.checked)
     everything = pd.concat([table for _, table in parts])
     ids = everything.groupby("problem", sort=True)["position"].max()
@@ -446,10 +451,10 @@ def demonstration_map(runs: Sequence[Run], problem: str | None = None, *, label:
     texts = everything.sort_values("position").drop_duplicates("position")["text"]
     top = max(float(everything["entropy"].max()), 1e-9)
     heights = [0.25 + 0.085 * table["step"].nunique() for _, table in parts]
-    figure, grid = new_figure(
+    figure, grid = base.new_figure(
         8.5, sum(heights) + 0.5 * len(parts) + 0.4, title="One demonstration under a changing policy", rows=len(parts),
         height_ratios=heights, sharex=True,
-        note=f"problem {visible(problem)}, {len(texts)} tokens, read before the update of every recorded step; one seed each",
+        note=f"problem {base.visible(problem)}, {len(texts)} tokens, read before the update of every recorded step; one seed each",
     )  # fmt: skip
     data = []
     for axes, (group, table) in zip(grid[:, 0], parts, strict=True):
@@ -458,7 +463,7 @@ def demonstration_map(runs: Sequence[Run], problem: str | None = None, *, label:
         steps = own.index.to_numpy()
         shown = np.unique(np.linspace(0, len(steps) - 1, min(5, len(steps))).astype(int))
         axes.set_yticks(shown, [str(steps[i]) for i in shown])
-        panel_title(axes, group.title, color=group.colour, pad=3)
+        base.panel_title(axes, group.title, color=group.colour, pad=3)
         axes.set_ylabel("step")
         axes.grid(visible=False)
         axes.tick_params(labelbottom=axes is grid[-1, 0])
@@ -466,16 +471,17 @@ def demonstration_map(runs: Sequence[Run], problem: str | None = None, *, label:
         data.append(long.assign(method=group.name, seed=group.runs[0].seed))
     last = grid[-1, 0]
     if len(texts) <= 64:
-        last.set_xticks(range(len(texts)), [visible(text) for text in texts], fontsize=7.5, fontfamily="monospace")
-        _texts(last.get_xticklabels())
-        last.tick_params(axis="x", rotation=90 if max(len(visible(text)) for text in texts) > 2 else 0)
+        _named_ticks(last.xaxis, texts)
+        last.tick_params(
+            axis="x", labelsize=7.5, rotation=90 if max(len(base.visible(text)) for text in texts) > 2 else 0
+        )
     last.set_xlabel("token of the demonstration (its entropy: how open its place was)")
     figure.colorbar(image, ax=list(grid[:, 0]), label="entropy (nats)", shrink=0.8, pad=0.015, aspect=30)
     caption = (
-        f"Entropy in nats (colour, one scale) at each token of the demonstration of problem {visible(problem)} (across) at each "
+        f"Entropy in nats (colour, one scale) at each token of the demonstration of problem {base.visible(problem)} (across) at each "
         f"recorded training step (down), one panel each ({', '.join(group.title for group, _ in parts)}), one seed each."
     )
-    return finish(figure, pd.concat(data, ignore_index=True), caption)
+    return base.finish(figure, pd.concat(data, ignore_index=True), caption)
 
 
 @kit_style
@@ -491,33 +497,31 @@ def surprise(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
     data = data[["method", "seed", "step", "tokens", "entropy", "nll"]]
     among = [group for group, _ in parts]
     legend = [
-        *method_handles(among, marker=True),
-        Line2D([], [], **BEFORE),  # type: ignore[arg-type]
+        *base.method_handles(among, marker=True),
+        Line2D([], [], **base.BEFORE),  # type: ignore[arg-type]
         Line2D([], [], color=GREY, lw=1, label="as surprised as it expects to be"),
     ]
-    figure, grid = new_figure(
+    figure, grid = base.new_figure(
         7.5, 4.0, title="Sure, and right? Surprise at the demonstrations", legend=legend,
         note="a point per recorded step, joined in training order; thin: seeds, thick: their mean; both axes logarithmic",
     )  # fmt: skip
     axes = grid[0, 0]
-    draw_paths(axes, data, among, "entropy", "nll", at="step", ends=True)
+    base.draw_paths(axes, data, among, "entropy", "nll", at="step", ends=True)
     axes.set_xscale("log")
     axes.set_yscale("log")
     measured = data[["entropy", "nll"]].clip(lower=1e-6).to_numpy()
     ends = [float(measured.min()), float(measured.max())]
     axes.plot(ends, ends, color=GREY, lw=1, zorder=1)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 3)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_locator(NullLocator())
+        base.log_ticks(axis, 1, 3)
     axes.set_xlabel("entropy: the NLL that the policy expects (nats/token)")
     axes.set_ylabel(EVALUATIONS["demonstration_nll"].axis())
     caption = (
         "Token-mean NLL of followed demonstrations against the mean entropy at the same tokens, both in nats (logarithmic), a "
         "point per recorded step, joined in training order, ending in the marker. Above the grey line the policy is surer than "
-        f"it is right. {seeds_of(among)}."
+        f"it is right. {base.seeds_of(among)}."
     )
-    return finish(figure, data, caption)
+    return base.finish(figure, data, caption)
 
 
 # ---------------------------------------------------------------------- what an update does to entropy
@@ -531,7 +535,7 @@ def entropy_change(runs: Sequence[Run], *, label: Label | None = None) -> RunFig
     """
     parts = _followed(runs, label, analysis.recorded_change)
     columns, rows = min(2, len(parts)), math.ceil(len(parts) / 2)
-    figure, grid = new_figure(
+    figure, grid = base.new_figure(
         4.2 * columns, 3.0 * rows, title="Entropy change of an update: predicted and observed",
         note="a point per token of a followed demonstration at a recorded step; the line is prediction = observation; "
         "logarithmic beyond 0.001 nats; median error: of changes above 0.001 nats; R²: of the changes as they are, so that "
@@ -548,14 +552,14 @@ def entropy_change(runs: Sequence[Run], *, label: Label | None = None) -> RunFig
         axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
-        panel_title(axes, f"{group.title}: {_agreement(table)}", fontsize=8.5)
+        base.panel_title(axes, f"{group.title}: {_agreement(table)}", fontsize=8.5)
     _outer(grid, "predicted change (nats)", "observed change (nats)", len(parts))
     caption = (
         "Change of the entropy in nats at tokens of followed demonstrations by the update of a recorded step, against minus the "
         "covariance of log-probability and its change under the policy before it; one panel each "
-        f"({', '.join(f'{group.title} n = {len(table)}' for group, table in parts)}); {seeds_of([g for g, _ in parts])}."
+        f"({', '.join(f'{group.title} n = {len(table)}' for group, table in parts)}); {base.seeds_of([g for g, _ in parts])}."
     )
-    return finish(figure, pd.concat([table for _, table in parts], ignore_index=True), caption)
+    return base.finish(figure, pd.concat([table for _, table in parts], ignore_index=True), caption)
 
 
 def _agreement(table: pd.DataFrame) -> str:
@@ -571,21 +575,21 @@ def _agreement(table: pd.DataFrame) -> str:
 @kit_style
 def advantage_covariance(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
     """The covariance of log-probability and advantage, which drives entropy under policy gradient, above the entropy."""
-    lines = lines_of(runs, {"on_policy": "entropy_on_policy"}, label)
+    lines = base.lines_of(runs, {"on_policy": "entropy_on_policy"}, label)
     parts = []
-    for group in groups(runs, label):
+    for group in base.groups(runs, label):
         for run in group.runs:
             table = run.tokens
             sampled = table[(table["kind"] == "on_policy") & table["advantage"].notna()]
             if len(sampled):
                 parts.append(analysis.advantage_covariance(sampled).assign(method=group.name, seed=run.seed))
     if not parts:
-        raise nothing_recorded(runs, "sampled tokens with an advantage")
+        raise base.nothing_recorded(runs, "sampled tokens with an advantage")
     data = pd.concat(parts, ignore_index=True)
     lines = [line for line in lines if line.group.name in set(data["method"])]
-    figure, grid = new_figure(
+    figure, grid = base.new_figure(
         7.5, 4.2, title="What drives entropy: covariance of log-probability and advantage",
-        legend=method_handles(groups_of(lines)), rows=2, sharex=True,
+        legend=base.method_handles(base.groups_of(lines)), rows=2, sharex=True,
         note="on-policy tokens; above: recorded problems of recorded steps, thin: seeds, thick: their mean; below: all tokens of every step",
     )  # fmt: skip
     above, below = grid[:, 0]
@@ -595,48 +599,41 @@ def advantage_covariance(runs: Sequence[Run], *, label: Label | None = None) -> 
         for seed in table if len(table.columns) > 1 else ():
             above.plot(table.index, table[seed], color=line.group.colour, lw=0.7, alpha=0.35)
         above.plot(table.index, table.mean(axis=1), color=line.group.colour, lw=1.8)
-        draw_line(below, line)
+        base.draw_line(below, line)
     above.set_ylabel("covariance (nats)")
     below.set(xlabel=STEP, ylabel="entropy (nats)")
-    from_zero([below])
+    base.from_zero([below])
     caption = (
         "Above: covariance (nats) of log-probability and advantage over recorded on-policy tokens; where it is positive, "
         "policy gradient is predicted to lower entropy. Below: mean entropy of on-policy tokens in nats. Against training step; "
-        f"{note_of(lines)}."
+        f"{base.note_of(lines)}."
     )
-    return finish(figure, data, caption)
+    return base.finish(figure, data, caption)
 
 
 @kit_style
 def collapse(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
     """What each method gave up in entropy for what it won in reward: one path per run, from the policy before training."""
-    lines = lines_of(runs, {"": "evaluations.entropy"}, label)
-    names = {"evaluations.entropy": "entropy", "evaluations.avg": "reward"}
-    table = stats.curves(runs, list(names), label=label).pivot(
-        index=["group", "seed", "step"], columns="column", values="value"
-    )
-    table = table.reindex(columns=list(names)).rename(columns=names).dropna()
-    untrained = {group.name for group in groups_of(lines) if group.method == "base"}
+    lines = base.lines_of(runs, {"": "evaluations.entropy"}, label)
     paths = []
-    for (name, seed), path in table.groupby(["group", "seed"], sort=False):
-        if name in untrained:
-            continue
-        path = path.droplevel(["group", "seed"]).rename_axis("global_step")
-        steps, entropy, reward = (list(values) for values in (path.index, path["entropy"], path["reward"]))
-        found = asdict(analysis.collapse(steps, entropy, reward)) if len(path) > 1 else {}
-        paths.append(path.reset_index().assign(method=str(name), seed=str(seed), **found))
+    table = base.beside(runs, label, "evaluations.entropy", "evaluations.avg").rename(
+        columns={"x": "entropy", "y": "reward"}
+    )
+    for _, path in table.groupby(["method", "seed"], sort=False):
+        steps, entropy, reward = (path[name].to_list() for name in ("global_step", "entropy", "reward"))
+        paths.append(path.assign(**asdict(analysis.collapse(steps, entropy, reward)) if len(path) > 1 else {}))
     if not paths:
-        raise nothing_recorded(runs, "entropies beside scores (entropy, avg)")
+        raise base.nothing_recorded(runs, "entropies beside scores (entropy, avg)")
     data = pd.concat(paths, ignore_index=True)
-    among = [group for group in groups_of(lines) if group.name in set(data["method"])]
-    figure, grid = new_figure(
+    among = [group for group in base.groups_of(lines) if group.name in set(data["method"])]
+    figure, grid = base.new_figure(
         7.5, 3.6, title="Entropy given up for reward",
-        legend=[*method_handles(among, marker=True), Line2D([], [], **BEFORE)],  # type: ignore[arg-type]
+        legend=[*base.method_handles(among, marker=True), Line2D([], [], **base.BEFORE)],  # type: ignore[arg-type]
         note="validation split, a point per evaluation, joined in training order; thin: seeds, thick: their mean",
     )  # fmt: skip
     axes = grid[0, 0]
-    draw_paths(axes, data, among, "entropy", "reward")
-    before = base_level(runs, "entropy")
+    base.draw_paths(axes, data, among, "entropy", "reward")
+    before = base.base_level(runs, "entropy")
     if before is not None:
         axes.axvline(before / 2, color=GREY, lw=0.9, ls=(0, (2, 2)))
         axes.annotate(
@@ -644,15 +641,15 @@ def collapse(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
             textcoords="offset points", fontsize=7.5, color=GREY,
         )  # fmt: skip
     score = EVALUATIONS["avg"]
-    axes.set(xlabel="entropy of sampled responses (nats)", ylabel=score.axis(k_of(runs)))
+    axes.set(xlabel="entropy of sampled responses (nats)", ylabel=score.axis(base.k_of(runs)))
     axes.set_xlim(left=0)
-    from_zero([axes], share=True)
+    base.from_zero([axes], share=True)
     caption = (
-        f"{score.short(k_of(runs))} against the mean entropy in nats of sampled validation responses, a point per evaluation, "
+        f"{score.short(base.k_of(runs))} against the mean entropy in nats of sampled validation responses, a point per evaluation, "
         "joined in the order of training; black circle: before training; dotted: half of its entropy; "
-        f"{note_of(lines)}.{stage_note(groups_of(lines), ticks=False)}"
+        f"{base.note_of(lines)}.{base.stage_note(base.groups_of(lines), ticks=False)}"
     )
-    return finish(figure, data, caption)
+    return base.finish(figure, data, caption)
 
 
 # ---------------------------------------------------------------------- what the clip keeps
@@ -680,7 +677,7 @@ def kept_tokens(run: Run, *, most: int = 12) -> RunFigure:
     legend = [
         Line2D([], [], ls="", marker=looks[k][0], ms=5, color=looks[k][1], label=text) for k, text in words.items()
     ]
-    figure, grid = new_figure(
+    figure, grid = base.new_figure(
         9, 3.6, title=f"Prefix tokens kept by the entropy clip: {run.title}", note=note, legend=legend, columns=2,
         width_ratios=[1.5, 1],
     )  # fmt: skip
@@ -696,17 +693,15 @@ def kept_tokens(run: Run, *, most: int = 12) -> RunFigure:
     places = np.arange(len(top))
     right.barh(places, top["seen"], color=looks[False][1], alpha=0.45, height=0.72)
     right.barh(places, top["kept"], color=looks[True][1], height=0.72)
-    right.set_yticks(places, [visible(text) for text in top["text"]], fontfamily="monospace")
-    _texts(right.get_yticklabels())
+    _named_ticks(right.yaxis, top["text"])
     for place, (kept, seen) in enumerate(zip(top["kept"], top["seen"], strict=True)):
-        at: dict[str, Any] = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 7.5}
-        right.annotate(f"{kept}/{seen}", (seen, place), **at)
+        _beside(right, f"{kept}/{seen}", seen, place)
     right.margins(x=0.16)
     right.grid(axis="y", visible=False)
     right.set(xlabel="prefix tokens (kept / seen)")
-    panel_title(right, "Kept most often")
-    panel_title(left, "Every recorded prefix token")
+    base.panel_title(right, "Kept most often")
+    base.panel_title(left, "Every recorded prefix token")
     right.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     caption = f"Left: entropy in nats against place in the prefix, kept and clipped tokens. Right: the texts kept most. {note}."
     data = table[["step", "problem", "row", "position", "place", "text", "entropy", "kept"]].reset_index(drop=True)
-    return finish(figure, data, caption)
+    return base.finish(figure, data, caption)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,51 +13,16 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from prefix_rft_lab.algorithm import schedules
 from prefix_rft_lab.analysis import stats
-from prefix_rft_lab.analysis.entropy_analysis import nll_and_reward
 from prefix_rft_lab.analysis.stats import Label
 from prefix_rft_lab.core import rng
 from prefix_rft_lab.core.columns import EVALUATIONS, METRICS, SHARES, column_of
 from prefix_rft_lab.core.config import ConfigError, RunConfig
-from prefix_rft_lab.core.errors import RunError
 from prefix_rft_lab.core.types import KIND_NAMES
-from prefix_rft_lab.plots.base import (
-    BEFORE,
-    GREY,
-    KIND_TITLES,
-    OKABE_ITO,
-    Group,
-    Line,
-    RunFigure,
-    base_level,
-    draw_line,
-    draw_paths,
-    finish,
-    from_zero,
-    full_mean,
-    groups,
-    groups_of,
-    k_of,
-    kind_handles,
-    kit_style,
-    level,
-    lines_of,
-    long_first,
-    mark_stages,
-    method_handles,
-    new_figure,
-    note_of,
-    nothing_recorded,
-    panel_title,
-    problems_of,
-    shade,
-    smoothing_width,
-    stage_note,
-    table_of,
-)
+from prefix_rft_lab.plots import base
+from prefix_rft_lab.plots.base import GREY, KIND_TITLES, OKABE_ITO, Group, Line, RunFigure, kit_style
 from prefix_rft_lab.runs.run import Run
 
 STEP = METRICS["global_step"].label
@@ -67,13 +32,14 @@ KINDS = tuple(reversed(KIND_NAMES.values()))
 # ---------------------------------------------------------------------- a figure is a list of panels
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Panel:
     """One pair of axes: recorded columns against training step."""
 
     columns: str | Mapping[str, str] = field(default_factory=dict)
     """A recorded column, as :func:`prefix_rft_lab.analysis.stats.curves` takes it (``grad_norm``, ``evaluations.avg``); or
     several: line style (a token kind; empty for a solid line) -> column."""
+    _: KW_ONLY
     title: str = ""
     y: str = ""
     """Label of the y axis; if empty, label and unit of the first column."""
@@ -102,11 +68,15 @@ class Panel:
     def evaluated(self) -> bool:
         return any(name.startswith("evaluations.") for name in self.lines.values())
 
+    @property
+    def marked(self) -> bool:
+        return self.evaluated or self.points
+
     def label(self, runs: Sequence[Run]) -> str:
         """Of the y axis."""
         first = next(iter(self.lines.values()), "")
         name = first.removeprefix("evaluations.")
-        return self.y or column_of(name, "evaluations" if self.evaluated else "metrics").axis(k_of(runs))
+        return self.y or column_of(name, "evaluations" if self.evaluated else "metrics").axis(base.k_of(runs))
 
 
 @kit_style
@@ -133,81 +103,73 @@ def figure(
 
     For example the learning rate and the KL of each step, of two variants::
 
-        plots.figure(runs, [plots.Panel(columns="lr"), plots.Panel(columns="kl", scale="log")], title="Step sizes",
+        plots.figure(runs, [plots.Panel("lr"), plots.Panel("kl", scale="log")], title="Step sizes",
                      label=lambda run: run.config.prefix.schedule)
     """
-    among = groups(runs, label)
-    recorded = [(panel, lines_of(runs, panel.lines, label, panel.keep) if panel.lines else []) for panel in panels]
+    among = base.groups(runs, label)
+    recorded = [(panel, base.lines_of(runs, panel.lines, label, panel.keep) if panel.lines else []) for panel in panels]
     everything = [line for _, lines in recorded for line in lines]
     if not everything:
         names = (name.removeprefix("evaluations.") for panel in panels for name in panel.lines.values())
-        raise nothing_recorded(runs, " or ".join(dict.fromkeys(names)))
+        raise base.nothing_recorded(runs, " or ".join(dict.fromkeys(names)))
     by_group = any(panel.each for panel in panels)
     found: list[tuple[Panel, list[Line]]] = []
     for panel, lines in recorded:
         if panel.each:
-            for group in groups_of(lines):
-                named = replace(panel, title=group.title + panel.say(group))
-                found.append((named, [line for line in lines if line.group is group]))
+            for group in base.groups_of(lines):
+                own = replace(panel, title=group.title + panel.say(group))
+                found.append((own, [line for line in lines if line.group is group]))
         elif lines or not panel.lines:
             found.append((panel, lines))
     evaluated = any(panel.evaluated for panel, _ in found)
-    width = smoothing_width([line for panel, lines in found for line in lines if not (panel.evaluated or panel.points)])
-    drawable = {group.name for group in groups_of(everything) if not (evaluated and group.method == "base")}
+    width = base.smoothing_width([line for panel, lines in found for line in lines if not panel.marked])
+    drawable = {group.name for group in base.groups_of(everything) if not (evaluated and group.method == "base")}
     shown = [group for group in among if group.name in drawable]
-    legend = [] if by_group else method_handles(shown, marker=evaluated)
+    legend = [] if by_group else base.method_handles(shown, marker=evaluated)
     if evaluated:
         legend.append(Line2D([], [], color=GREY, ls=(0, (4, 3)), lw=1, label="before training"))
     for panel in panels:
         kinds = {line.kind for other, lines in found if other.words is panel.words for line in lines} - {""}
-        legend += [entry for entry in kind_handles(kinds, panel.words) if entry.get_label() not in map(_name, legend)]
+        named = {handle.get_label() for handle in legend}
+        legend += [handle for handle in base.kind_handles(kinds, panel.words) if handle.get_label() not in named]
         legend += [panel.legend] if panel.legend and any(other.draw is panel.draw for other, _ in found) else []
-    heights = [(2.3 if len(lines) > 2 else 1.4 if lines else 1.1) if by_group else 3.3 for _, lines in found]
-    note = note_of(everything, note, width)
-    drawn, grid = new_figure(
-        8.5 if len(found) > 1 and not by_group else 7.5, sum(heights) if by_group else 3.3, title=title, note=note,
-        legend=legend, sharex=True, **_shape(by_group, heights),
-    )  # fmt: skip
+    note = base.note_of(everything, note, width)
+    shape: dict[str, Any] = {"columns": len(found)}
+    size = (8.5 if len(found) > 1 else 7.5, 3.3)
+    if by_group:
+        heights = [2.3 if len(lines) > 2 else 1.4 if lines else 1.1 for _, lines in found]
+        size, shape = (7.5, sum(heights)), {"rows": len(found), "height_ratios": heights}
+    drawn, grid = base.new_figure(*size, title=title, note=note, legend=legend, sharex=True, **shape)
     parts = []
     for axes, (panel, lines) in zip(grid.flat, found, strict=True):
-        level(axes, base_level(runs, next(iter(panel.lines.values()))[12:]) if panel.evaluated else None)
-        smooth = 1 if panel.evaluated or panel.points else width
-        for line in long_first(lines):
+        base.level(axes, base.base_level(runs, next(iter(panel.lines.values()))[12:]) if panel.evaluated else None)
+        smooth = 1 if panel.marked else width
+        for line in base.long_first(lines):
             if not (panel.evaluated and line.group.method == "base"):
                 _line(axes, line, panel, smooth, shaded=by_group and len(lines) > 2)
         if by_group and lines:
-            mark_stages(axes, lines[0], text=True)
+            base.mark_stages(axes, lines[0], text=True)
         colour = lines[0].group.colour if panel.each else "black"
-        panel_title(axes, panel.title, color=colour, pad=3)
+        base.panel_title(axes, panel.title, color=colour, pad=3)
         axes.set_ylabel(panel.label(runs))
-        level(axes, 0 if panel.scale == "free" else None, ls="-", lw=0.8)
-        table = table_of(lines, smooth)
+        base.level(axes, 0 if panel.scale == "free" else None, ls="-", lw=0.8)
+        table = base.table_of(lines, smooth)
         parts.append(table.assign(panel=panel.title) if len(found) > 1 and not by_group else table)
         extra = panel.draw(axes, among) if panel.draw else None
         parts += [] if extra is None else [extra]
     for scale in ("zero", "share"):
-        if own := [
-            axes for axes, (panel, lines) in zip(grid.flat, found, strict=True) if panel.scale == scale and lines
-        ]:
-            from_zero(own, share=scale == "share")
+        same = [axes for axes, (panel, lines) in zip(grid.flat, found, strict=True) if panel.scale == scale and lines]
+        base.from_zero(same, share=scale == "share")
     if by_group and panels[0].scale == "zero":
         _cut_peaks(grid, found, width)
     for axes in grid[-1]:
         axes.set_xlabel(STEP)
     caption = caption or "; ".join(dict.fromkeys(panel.label(runs) for panel, _ in found))
     before = " Dashed grey: the policy before training." if evaluated else ""
-    stages = stage_note(groups_of(everything), ticks=not by_group)
-    return finish(
+    stages = base.stage_note(base.groups_of(everything), ticks=not by_group)
+    return base.finish(
         drawn, pd.concat(parts, ignore_index=True), f"{caption}, against training step; {note}.{before}{stages}"
     )
-
-
-def _name(artist: Artist) -> object:
-    return artist.get_label()
-
-
-def _shape(by_group: bool, heights: Sequence[float]) -> dict[str, Any]:
-    return {"rows": len(heights), "height_ratios": heights} if by_group else {"columns": len(heights)}
 
 
 def _line(axes: Axes, line: Line, panel: Panel, width: int, *, shaded: bool) -> None:
@@ -217,18 +179,17 @@ def _line(axes: Axes, line: Line, panel: Panel, width: int, *, shaded: bool) -> 
         if line.frame.isna().all(axis=None):
             return
         axes.set_yscale("log")
-    points = panel.evaluated or panel.points
-    marker: dict[str, Any] = {"marker": line.group.marker, "ms": 5, "mec": "white", "mew": 0.6} if points else {}
-    colour = shade(line.group.colour, line.kind if shaded else "")
-    draw_line(axes, line, width=width, colour=colour, breaks=panel.keep is not None and not points, **marker)
-    if not panel.each and (points or panel.scale == "log"):
-        mark_stages(axes, line, text=False)
+    marker: dict[str, Any] = {"marker": line.group.marker, "ms": 5, "mec": "white", "mew": 0.6} if panel.marked else {}
+    colour = base.shade(line.group.colour, line.kind if shaded else "")
+    base.draw_line(axes, line, width=width, colour=colour, breaks=panel.keep is not None and not panel.marked, **marker)
+    if not panel.each and (panel.marked or panel.scale == "log"):
+        base.mark_stages(axes, line, text=False)
 
 
 def _cut_peaks(grid: np.ndarray, found: Sequence[tuple[Panel, list[Line]]], width: int) -> None:
     """A rare huge value at a single step would flatten everything else; the means are always inside."""
     frames = [line.frame for _, lines in found for line in lines]
-    means = [full_mean(frame, width).max() for frame in frames]
+    means = [base.full_mean(frame, width).max() for frame in frames]
     top = max(*means, *(float(np.nanpercentile(frame, 99.5)) for frame in frames)) * 1.12
     for axes, (panel, _) in zip(grid.flat, found, strict=True):
         if panel.each:
@@ -241,13 +202,15 @@ def _cut_peaks(grid: np.ndarray, found: Sequence[tuple[Panel, list[Line]]], widt
 def learning_curves(runs: Sequence[Run], metric: str = "avg", *, label: Label | None = None) -> RunFigure:
     """An evaluation column (``avg``, ``pass``, ``greedy``, ``hard.avg``, ``tokens``...) on the validation split over
     training steps, with the base policy's level."""
-    shown, where = column_of(metric).short(k_of(runs)), f"validation split, {problems_of(runs)}"
+    shown, where = column_of(metric).short(base.k_of(runs)), f"validation split, {base.problems_of(runs)}"
     if metric.startswith("hard."):
         tries = "/".join(str(n) for n in sorted({run.config.evaluation.hard_tries for run in runs}))
         shown += " on Train-hard"
-        where = f"{problems_of(runs, 'hard')} of the training split that the base policy never solved in {tries} tries"
+        where = (
+            f"{base.problems_of(runs, 'hard')} of the training split that the base policy never solved in {tries} tries"
+        )
     scale: Literal["share", "zero"] = "share" if metric.rpartition(".")[2] in SHARES else "zero"
-    panel = Panel(columns=f"evaluations.{metric}", scale=scale)
+    panel = Panel(f"evaluations.{metric}", scale=scale)
     return figure(runs, [panel], title=f"{_capital(shown)} over training", label=label, note=where)
 
 
@@ -258,8 +221,8 @@ def _capital(text: str) -> str:
 
 def policy_entropy(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
     """Mean entropy (nats) of sampled validation responses over training, every method on one axis."""
-    panel = Panel(columns="evaluations.entropy")
-    where = f"validation split, {problems_of(runs)}"
+    panel = Panel("evaluations.entropy")
+    where = f"validation split, {base.problems_of(runs)}"
     return figure(runs, [panel], title="Policy entropy over training", label=label, note=where)
 
 
@@ -269,7 +232,7 @@ def entropy_dynamics(runs: Sequence[Run], *, label: Label | None = None) -> RunF
     Entropies are of the training rows (nats over the full vocabulary, before each update); a method without tokens of
     a kind has no line for it.
     """
-    panels = [Panel(columns={kind: f"entropy_{kind}" for kind in KINDS}, each=True)]
+    panels = [Panel({kind: f"entropy_{kind}" for kind in KINDS}, each=True)]
     if any("prefix_ratio_low" in stats.records(run, "metrics") for run in runs):
         window = Patch(facecolor=GREY, alpha=0.25, label="prefix-ratio window")
         title = "Window of prefix ratios, and the mean ratio drawn"
@@ -300,12 +263,9 @@ def rewards(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
     """Mean reward of training rows without and with a prefix, and how often the prefix already shows the answer."""
     shown = {"prefix": "answer already in the prefix"}
     panels = [
-        Panel(columns="reward_plain", title="Rows without a prefix", scale="share"),
+        Panel("reward_plain", title="Rows without a prefix", scale="share"),
         Panel(
-            columns={"": "reward_hybrid", "prefix": "answer_in_prefix"},
-            title="Rows with a prefix",
-            scale="share",
-            words=shown,
+            {"": "reward_hybrid", "prefix": "answer_in_prefix"}, title="Rows with a prefix", scale="share", words=shown
         ),
     ]
     return figure(runs, panels, title="Training reward", label=label, note="mean score of a step's rows")
@@ -316,11 +276,9 @@ def lengths(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
     names = ("rows without a prefix", "rows with a prefix (prefix included)", "the prefix alone")
     columns = ("plain_tokens", "hybrid_tokens", "prefix_tokens")
     panels = [
-        Panel(columns="evaluations.tokens", title="Validation"),
+        Panel("evaluations.tokens", title="Validation"),
         Panel(
-            columns=dict(zip(KINDS, columns, strict=True)),
-            title="Training rows",
-            words=dict(zip(KINDS, names, strict=True)),
+            dict(zip(KINDS, columns, strict=True)), title="Training rows", words=dict(zip(KINDS, names, strict=True))
         ),
     ]
     return figure(runs, panels, title="Response length", label=label, caption="Mean response length in tokens")
@@ -335,9 +293,9 @@ def loss(runs: Sequence[Run], *, label: Label | None = None) -> RunFigure:
         return lambda table: table[table.set_index(["group", "seed", "step"]).index.isin(rewarded) == sampled]
 
     panels = [
-        Panel(columns="loss", title="Supervised stages", y="NLL (nats/token)", keep=part(False)),
+        Panel("loss", title="Supervised stages", y="NLL (nats/token)", keep=part(False)),
         Panel(
-            columns="loss",
+            "loss",
             title="Policy-gradient stages",
             y="surrogate loss (sum / rows × max. tokens)",
             keep=part(True),
@@ -358,14 +316,14 @@ def gradient_norm(runs: Sequence[Run], *, label: Label | None = None) -> RunFigu
         lowest, highest = axes.get_ylim()
         for clip in sorted({run.config.rl.grad_clip for run in runs} | {run.config.sft.grad_clip for run in runs}):
             if lowest < clip < highest:
-                level(axes, clip)
+                base.level(axes, clip)
                 axes.annotate(
                     f"clip {clip:g}", (1, clip), xycoords=("axes fraction", "data"), xytext=(-3, 3),
                     textcoords="offset points", fontsize=7.5, color=GREY, ha="right",
                 )  # fmt: skip
 
     caption = "Global gradient norm (logarithmic) before clipping, updates without any gradient left out"
-    panel = Panel(columns="grad_norm", scale="log", draw=clips)
+    panel = Panel("grad_norm", scale="log", draw=clips)
     return figure(runs, [panel], title="Gradient norm", label=label, note="before clipping", caption=caption)
 
 
@@ -376,7 +334,7 @@ def gradient_by_kind(runs: Sequence[Run], *, label: Label | None = None) -> RunF
     that ``records.diagnostics_every`` chose. The paper reports a doubled norm from prefixes that are 5 to 10% of the tokens.
     """
 
-    def beside(table: pd.DataFrame) -> pd.DataFrame:
+    def trained_beside(table: pd.DataFrame) -> pd.DataFrame:
         table = table[table["value"] > 0]
         prefixes = table.loc[table["kind"] == "prefix", ["group", "step"]].drop_duplicates()
         both = table[table["kind"] != "prefix"].merge(prefixes, on=["group", "step"])["group"]
@@ -387,9 +345,11 @@ def gradient_by_kind(runs: Sequence[Run], *, label: Label | None = None) -> RunF
         return f" ({group.seeds}); {share:.0%} of the tokens are of a demonstration"
 
     columns = {kind: f"grad_norm_{kind}" for kind in KINDS}
-    if beside(stats.curves(runs, list(columns.values()), label=label)).empty:
-        raise nothing_recorded(runs, "gradient norms of prefixes beside those of sampled tokens (grad_norm_<kind>)")
-    panel = Panel(columns=columns, scale="log", keep=beside, points=True, each=True, say=say)
+    if trained_beside(stats.curves(runs, list(columns.values()), label=label)).empty:
+        raise base.nothing_recorded(
+            runs, "gradient norms of prefixes beside those of sampled tokens (grad_norm_<kind>)"
+        )
+    panel = Panel(columns, scale="log", keep=trained_beside, points=True, each=True, say=say)
     caption = (
         "Gradient norm (logarithmic) of the loss of one token kind alone, before clipping, steps where a kind has no "
         "gradient left out"
@@ -406,49 +366,45 @@ def nll_against_reward(runs: Sequence[Run], *, label: Label | None = None) -> Ru
     All: validation score against NLL of the probed training demonstrations. Train-hard: both on the training problems
     that the base policy never solved.
     """
-    parts = []
-    for group in groups(runs, label):
-        for run in group.runs if group.method != "base" else ():
-            try:
-                parts.append(nll_and_reward(run.evaluations).assign(method=group.name, seed=run.seed))
-            except RunError:  # recorded none
-                continue
-    if not parts:
-        raise nothing_recorded(runs, "demonstration NLLs beside scores (demonstration_nll, avg)")
-    table = pd.concat(parts, ignore_index=True).rename(columns={"nll": "demonstration_nll", "reward": "avg"})
-    panels = {"all": "All problems", "train_hard": f"Train-hard ({problems_of(runs, 'hard')})"}
+    names = {"all": ("demonstration_nll", "avg"), "train_hard": ("demonstration_nll_hard", "hard.avg")}
+    parts = [
+        base.beside(runs, label, *(f"evaluations.{n}" for n in pair)).assign(problems=k) for k, pair in names.items()
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    if table.empty:
+        raise base.nothing_recorded(runs, "demonstration NLLs beside scores (demonstration_nll, avg)")
+    table = table.rename(columns={"x": "demonstration_nll", "y": "avg"})
+    panels = {"all": "All problems", "train_hard": f"Train-hard ({base.problems_of(runs, 'hard')})"}
     panels = {key: name for key, name in panels.items() if (table["problems"] == key).any()}
-    lines = lines_of(runs, {"": "evaluations.avg", "hard": "evaluations.hard.avg"}, label)
+    lines = base.lines_of(runs, {"": "evaluations.avg", "hard": "evaluations.hard.avg"}, label)
     lines = [line for line in lines if (table["method"] == line.group.name).any()]
-    everyone = groups_of(lines)
-    drawn, grid = new_figure(
+    everyone = base.groups_of(lines)
+    drawn, grid = base.new_figure(
         8.5 if len(panels) == 2 else 6,
         3.4,
         title="Imitating and solving: demonstration NLL against score",
-        note=note_of(lines, "a point per evaluation, joined in training order; logarithmic x"),
-        legend=[*method_handles(everyone), Line2D([], [], **BEFORE)],  # type: ignore[arg-type]
+        note=base.note_of(lines, "a point per evaluation, joined in training order; logarithmic x"),
+        legend=[*base.method_handles(everyone), Line2D([], [], **base.BEFORE)],  # type: ignore[arg-type]
         columns=len(panels),
         sharey=True,
     )
     for axes, (key, name) in zip(grid[0], panels.items(), strict=True):
         own = table[table["problems"] == key]
-        draw_paths(axes, own, [g for g in everyone if (own["method"] == g.name).any()], "demonstration_nll", "avg")
+        base.draw_paths(axes, own, [g for g in everyone if (own["method"] == g.name).any()], "demonstration_nll", "avg")
         axes.set_xscale("log")
         lowest, highest = axes.get_xlim()
         # 1, 2, 5 would run into each other over more than two decades.
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest < 100 * lowest else (1,)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        panel_title(axes, name)
+        base.log_ticks(axes.xaxis, 1, 2, 5) if highest < 100 * lowest else base.log_ticks(axes.xaxis, 1)
+        base.panel_title(axes, name)
         axes.set_xlabel(EVALUATIONS["demonstration_nll"].axis())
-    from_zero(list(grid[0]), share=True)
-    score = EVALUATIONS["avg"].axis(k_of(runs))
+    base.from_zero(list(grid[0]), share=True)
+    score = EVALUATIONS["avg"].axis(base.k_of(runs))
     grid[0, 0].set_ylabel(score)
     caption = (
         f"{score} against the token-mean NLL (nats, logarithmic) of training demonstrations, a point per evaluation, joined "
-        f"in the order of training. {note_of(lines, problems_of(runs))}.{stage_note(everyone, ticks=False)}"
+        f"in the order of training. {base.note_of(lines, base.problems_of(runs))}.{base.stage_note(everyone, ticks=False)}"
     )
-    return finish(drawn, table, caption)
+    return base.finish(drawn, table, caption)
 
 
 # ---------------------------------------------------------------------- figures of single configs
@@ -478,7 +434,7 @@ def schedule(config: RunConfig, *, samples: bool = True) -> RunFigure:
     if draws:
         text = f"drawn ratios ({len(draws)} problems per step)"
         legend.append(Line2D([], [], ls="", marker=".", color=GREY, label=text))
-    drawn, grid = new_figure(7.5, 3.2, title="Prefix ratio over training", note=note, legend=legend)
+    drawn, grid = base.new_figure(7.5, 3.2, title="Prefix ratio over training", note=note, legend=legend)
     axes = grid[0, 0]
     axes.fill_between(steps, low, high, color=OKABE_ITO["sky"], alpha=0.3, lw=0)
     axes.plot(steps, mean, color=OKABE_ITO["blue"], lw=2)
@@ -486,7 +442,9 @@ def schedule(config: RunConfig, *, samples: bool = True) -> RunFigure:
         axes.plot(steps, row, ls="", marker=".", ms=2.5, color=GREY, alpha=0.6, mew=0)
     axes.set(xlabel="RL step", ylabel="prefix ratio\n(share of the demonstration)", ylim=(-0.02, 1.02))
     data = pd.DataFrame({"step": steps, "low": low, "high": high, "mean": mean, **draws})
-    return finish(drawn, data, f"Prefix ratio (share of the demonstration's tokens, 0 to 1) against RL step: {note}.")
+    return base.finish(
+        drawn, data, f"Prefix ratio (share of the demonstration's tokens, 0 to 1) against RL step: {note}."
+    )
 
 
 @kit_style
@@ -508,11 +466,9 @@ def prefix_lengths(config: RunConfig, demonstration_tokens: Sequence[int]) -> Ru
     count = max(config.rl.steps, 1)
     steps = np.unique(np.linspace(0, count - 1, min(60, count)).astype(int))
     least = config.prefix.min_tokens
+    ratios = [[_ratio(config, int(step), i) for i in range(len(chosen) * rounds)] for step in steps]
     table = np.array(
-        [
-            [schedules.prefix_length(_ratio(config, int(s), i), n, least) for i, n in enumerate(chosen * rounds)]
-            for s in steps
-        ]
+        [[schedules.prefix_length(r, n, least) for r, n in zip(row, chosen * rounds, strict=True)] for row in ratios]
     )
     shares = (10, 25, 50, 75, 90)
     data = pd.DataFrame(np.percentile(table, shares, axis=1).T, columns=[f"p{p}" for p in shares])
@@ -525,15 +481,15 @@ def prefix_lengths(config: RunConfig, demonstration_tokens: Sequence[int]) -> Ru
         Line2D([], [], color=OKABE_ITO["blue"], lw=2, label="median prefix"),
         Line2D([], [], color=GREY, ls="--", label="mean demonstration"),
     ]
-    drawn, grid = new_figure(7.5, 3.2, title="Prefix length over training", note=note, legend=legend)
+    drawn, grid = base.new_figure(7.5, 3.2, title="Prefix length over training", note=note, legend=legend)
     axes = grid[0, 0]
     axes.fill_between(steps, data["p10"], data["p90"], color=OKABE_ITO["sky"], alpha=0.25, lw=0)
     axes.fill_between(steps, data["p25"], data["p75"], color=OKABE_ITO["sky"], alpha=0.45, lw=0)
     axes.plot(steps, data["p50"], color=OKABE_ITO["blue"], lw=2)
-    level(axes, float(np.mean(chosen)), ls="--")
+    base.level(axes, float(np.mean(chosen)), ls="--")
     axes.set(xlabel="RL step", ylabel="prefix length (tokens)")
     axes.set_ylim(bottom=0)
-    return finish(drawn, data, f"Prefix length in tokens against RL step: {note}.")
+    return base.finish(drawn, data, f"Prefix length in tokens against RL step: {note}.")
 
 
 def _ratio(config: RunConfig, step: int, problem: int) -> float:
