@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from prefix_rft_lab.analysis import claims, entropy_analysis, stats
     from prefix_rft_lab.core.config import ConfigError, RunConfig, preset
     from prefix_rft_lab.core.errors import RunError
+    from prefix_rft_lab.data import rewards
+    from prefix_rft_lab.data.task import Task
     from prefix_rft_lab.experiments import sweeps
     from prefix_rft_lab.lab.again import again
     from prefix_rft_lab.runs.run import Run, load, load_all
@@ -44,6 +46,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "RunError",
+    "Task",
     "__version__",
     "again",
     "claims",
@@ -52,6 +55,7 @@ __all__ = [
     "load_all",
     "methods",
     "preset",
+    "rewards",
     "stats",
     "sweeps",
     "train",
@@ -66,13 +70,14 @@ _HOMES = {
     "load": "runs.run",
     "load_all": "runs.run",
     "train": "training.trainer",
+    "Task": "data.task",
     "again": "lab.again",
 }
 
 _LAYERS = {
     "core": "config types rng hub registry",
     "algorithm": "schedules prefixes advantages entropy losses methods",
-    "data": "answers rewards",
+    "data": "answers rewards verifier task",
     "runs": "writers",
     "models": "policy tokens templates generation",
     "training": "trainer update measure checkpoint evaluate",

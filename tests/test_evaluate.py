@@ -184,12 +184,13 @@ def test_sampling_counts_each_problems_own_samples():
     engine = Echo()
     seen = []
 
-    def score(responses, golds):
+    def solved(responses, problems):
+        golds = [problem.answer for problem in problems]
         seen.append(golds)
         assert all(response[0] == int(gold) for response, gold in zip(responses, golds, strict=True))
-        return [float(int(gold) > 0 and response[1] == 1) for response, gold in zip(responses, golds, strict=True)]
+        return [int(gold) > 0 and response[1] == 1 for response, gold in zip(responses, golds, strict=True)]
 
-    found = sample_scores(engine, problems, score, k=4, max_tokens=9, temperature=0.6, seed=3, purpose="validation")
+    found = sample_scores(engine, problems, solved, k=4, max_tokens=9, temperature=0.6, seed=3, purpose="validation")
     assert found["id"].tolist() == ["p0", "p1", "p2"]
     assert found["correct"].tolist() == [0, 2, 2]
     assert found["tokens"].tolist() == [2.5] * 3

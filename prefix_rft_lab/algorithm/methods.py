@@ -339,7 +339,7 @@ RELIFT = Stage(
             samples=False,
             demonstrations="required",
         ),
-        enters=lambda rows: max(row.score for row in rows) == 0,
+        enters=lambda rows: not any(row.solved for row in rows),
         batch=lambda config: config.relift.batch_problems or config.rollout.problems_per_step,
         section=_relift_section,
     ),

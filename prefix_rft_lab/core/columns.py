@@ -45,8 +45,9 @@ METRICS: dict[str, Column] = {
     "reward": Column("mean score of all rows", "0 to 1", "mean reward"),
     "reward_plain": Column("mean score of the rows without prefix", "0 to 1", "mean reward"),
     "reward_hybrid": Column("mean score of the rows with prefix", "0 to 1", "mean reward"),
-    "solved_none": Column("share of problems whose plain rows all score 0"),
-    "solved_all": Column("share of problems whose plain rows all score 1"),
+    "rewards_<name>": Column("mean of one reward, before its weight (where data.reward names several)"),
+    "solved_none": Column("share of problems that no plain row solves"),
+    "solved_all": Column("share of problems that all plain rows solve"),
     "answer_in_prefix": Column("share of hybrid rows whose prefix already shows the boxed answer"),
     "prefix_ratio_low": Column("lower end of the ratio window", label="prefix ratio"),
     "prefix_ratio_high": Column("upper end of the ratio window", label="prefix ratio"),
@@ -83,7 +84,7 @@ METRICS: dict[str, Column] = {
     "replay_problems": Column("problems that wait in the buffer after the step (ReLIFT)", format="d"),
     "lr": Column("learning rate", format=".2g"),
     "skipped_steps": Column("steps left out so far, whose loss or gradient was NaN or infinite", format="d"),
-    "verifier_timeouts": Column("verifications that ran out of time so far", format="d"),
+    "verifier_timeouts": Column("scores that ran out of time so far", format="d"),
     "seconds_rollout": Column("seconds generating"),
     "seconds_score": Column("seconds scoring"),
     "seconds_record": Column("seconds recording tokens; 0 in steps that are not recorded"),
@@ -92,7 +93,7 @@ METRICS: dict[str, Column] = {
 """Columns of ``metrics.jsonl``, a line per training step; ``<kind>`` stands for a kind of token."""
 
 EVALUATIONS: dict[str, Column] = {
-    "avg": Column("mean score over k samples a problem", "share of samples solved", "avg@{k}"),
+    "avg": Column("mean share of solved samples, of k a problem", "share of samples solved", "avg@{k}"),
     "pass": Column("share of problems solved in k tries", "share of problems solved in {k} tries", "pass@{k}"),
     "greedy": Column("share of problems solved by the greedy answer", "share of problems solved", "greedy pass@1"),
     "tokens": Column("mean response length", "tokens", "response length", ".1f"),
@@ -120,7 +121,8 @@ _OF: Mapping[str, Mapping[str, Column]] = {"metrics": METRICS, "evaluations": EV
 def names(source: Source) -> Iterator[str]:
     """Names as they are recorded, with each kind of token."""
     for name in _OF[source]:
-        yield from (name.replace("<kind>", kind) for kind in KIND_NAMES.values()) if "<kind>" in name else (name,)
+        if "<name>" not in name:
+            yield from (name.replace("<kind>", kind) for kind in KIND_NAMES.values()) if "<kind>" in name else (name,)
 
 
 def column_of(name: str, source: Source = "evaluations") -> Column:

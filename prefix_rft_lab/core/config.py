@@ -285,6 +285,14 @@ class DataConfig(Section):
     Several names joined by ``+`` give every problem one demonstration of each."""
     demonstration_fraction: float = Field(1.0, ge=0, le=1)
     """Share of the training problems that keep their demonstration, in [0, 1]."""
+    reward: str = "math_verify"
+    """What responses are scored by: a name of :data:`prefix_rft_lab.data.rewards.REWARDS`, or several with weights,
+    ``math_verify + 0.2 * format``."""
+    solved: float | None = None
+    """Score from which a response counts as solved, in pass@k, Train-hard and shares of solved problems; the highest possible
+    one if not given."""
+    task: str = ""
+    """A task of your own (:class:`prefix_rft_lab.data.task.Task`), which brings problems, reward and template."""
     seed: int = Field(0, ge=0)
     """Keys the problems, how a file is split, the choice of demonstrations and the samples of evaluations; separate from
     the run's seed, so that seeds share all of these."""

@@ -99,7 +99,11 @@ class Row:
     truncated: bool = False
     """Ran out of tokens before an end token."""
     score: float = 0.0
-    """1.0 if the verifier accepts the whole response, else 0.0."""
+    """Reward of the whole response: by default 1.0 if the verifier accepts it, else 0.0."""
+    solved: bool = False
+    """Whether the score is one of a solved problem (``data.solved``)."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """What each reward said, by name, before its weight."""
 
     @property
     def is_hybrid(self) -> bool:

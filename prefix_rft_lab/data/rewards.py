@@ -1,400 +1,358 @@
-"""Rewards: math-verify behind a boundary that a hanging verification cannot cross.
+"""Rewards: what a response is worth. The kit's own and a user's, by name, as numbers, with a time limit each.
 
-math-verify parses with SymPy, which can run for minutes on a hostile expression, and its own time limit
-works by a signal that reaches only a main thread. Verification therefore happens in one long-lived child
-process; a request that takes too long kills the child, scores 0 and is counted, and the next request starts a new
-one. Answers are cached by (answer text, gold), since rollouts of a group repeat themselves.
+``data.reward`` names one, or several with weights, ``"math_verify + 0.2 * format"``::
+
+    @rewards.register("exact", version="1")
+    def exact(response: str, problem: Problem) -> float: ...
+
+A reward may be a coroutine (``async def``: the rows of a step run together), take all rows at once (``batch=True``: lists in,
+a list out), or be a class that is made once per run, called like a function, and closed by its ``close``, if it has one.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
+import inspect
 import logging
 import math
 import re
-import select
-import subprocess
 import sys
-import time
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import replace
-from decimal import Decimal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Thread
 from typing import Any
 
-from prefix_rft_lab.data import answers
-from prefix_rft_lab.data.answers import Quantity, boxed_answer, extract_answer
+from prefix_rft_lab.core.config import ConfigError, DataConfig
+from prefix_rft_lab.core.errors import RunError
+from prefix_rft_lab.core.registry import Entry, Registry, V
+from prefix_rft_lab.core.types import Problem
+from prefix_rft_lab.data.answers import boxed_answer, extract_answer, golds
+from prefix_rft_lab.data.verifier import Verifier, parse, readable, verify
 
-__all__ = ["Verifier", "boxed_answer", "extract_answer", "parse", "readable", "verify"]
+__all__ = [
+    "REWARDS",
+    "Reward",
+    "Scorer",
+    "Verifier",
+    "boxed_answer",
+    "extract_answer",
+    "parse",
+    "readable",
+    "register",
+    "verify",
+]
 
-DIGITS = 6
-"""Significant digits to which a decimal is compared with a number that no decimal of its length equals."""
-LARGE = 100_000
-"""Decimal digits of an integer that is still worked out; a larger one is compared by its logarithm."""
+log = logging.getLogger(__name__)
 
-
-def parse(answer: str) -> list[Any]:
-    """What math-verify makes of an answer without box: SymPy expressions, and its text."""
-    from math_verify import LatexExtractionConfig
-    from math_verify import parse as read
-
-    usual = LatexExtractionConfig()
-    # Letters at the end are factors: units are words, and those are taken off before. The child is killed from
-    # outside, so math-verify's own signal-based limits are switched off.
-    config = replace(usual, normalization_config=replace(usual.normalization_config, units=False))
-    return read(f"\\boxed{{{answers.exact(answer)}}}", extraction_config=[config], parsing_timeout=None)
-
-
-def verify(answer: str, gold: str) -> bool:
-    """Whether ``answer`` and ``gold`` (both without box) are the same: the words by :mod:`prefix_rft_lab.data.answers`,
-    the mathematics by math-verify, with exact comparisons in place of its rounded ones."""
-    if None not in (bases := [answers.base(answer), answers.base(gold)]) and bases[0] != bases[1]:
-        return False
-    answer, gold = answers.normalise(answer), answers.normalise(gold)
-    if answer == gold and answer:
-        return True
-    times = answers.clock(answer), answers.clock(gold)
-    if times[0] and times[1] and (times[0][3] or times[1][3]):
-        return times[0][:3] == times[1][:3] and (None in (times[0][3], times[1][3]) or times[0][3] == times[1][3])
-    mine, theirs = answers.quantities(answer), answers.quantities(gold)
-    if not any(q.value for q in mine) or not any(q.value for q in theirs):
-        return _same_words(mine, theirs, answer, gold)
-    if len(mine) == len(theirs) == 1:
-        return _same_quantity(mine[0], theirs[0])
-    if len(mine) == len(theirs):
-        # Of several quantities each has to be met, in any order.
-        left = list(theirs)
-        for quantity in mine:
-            met = next(
-                (q for q in left if not answers.contradict(quantity, q, strictly=True) and _same_quantity(quantity, q)),
-                None,
-            )
-            if met is None:
-                return False
-            left.remove(met)
-        return True
-    units = [q.unit() for q in mine + theirs]
-    if None not in units and len({u[0] for u in units if u}) == 1:
-        # "3 hours 20 minutes" is "200 minutes".
-        totals = [
-            r" + ".join(
-                rf"({q.value}) \cdot \frac{{{u[1].numerator}}}{{{u[1].denominator}}}" for q in side if (u := q.unit())
-            )
-            for side in (mine, theirs)
-        ]
-        return _same(*totals)
-    return False
+HANGING = 8
+"""Calls of a reward that may run on after their time limit: a thread cannot be ended, and each takes processor time."""
+_TERM = re.compile(r"(?:([0-9.eE-]+)\s*\*\s*)?([^+*]+)")
 
 
-def _same_words(mine: list[Quantity], theirs: list[Quantity], answer: str, gold: str) -> bool:
-    """Answers of words alone, as a list in any order."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reward:
+    """A reward and what it promises."""
 
-    def words(text: str) -> list[str]:
-        plain = re.sub(r"\\text|\\[,;:! ]|[{}()\\$]", " ", text).casefold()
-        plain = re.sub(r"\A ?(?:the )?(?:\w+ )?(?:answer|result|solution)(?: is|:) ?", "", " ".join(plain.split()))
-        return sorted("".join(re.findall(r"\w+", part)) for part in re.split(r",| and | or ", plain) if part.strip())
+    function: Callable[..., Any]
+    batch: bool = False
+    """Whether it takes the responses and problems of all rows, and returns a list."""
+    low: float = 0.0
+    high: float = 1.0
+    """Its range."""
+    time_limit: float | None = 60.0
+    """Seconds for one call; a row that takes longer scores ``low`` and is counted. None: it limits itself."""
 
-    return words(answer) == words(gold) != []
-
-
-def _same_quantity(answer: Quantity, gold: Quantity) -> bool:
-    if answers.contradict(answer, gold) or not answer.value or not gold.value:
-        return False
-    units = answer.unit(), gold.unit()
-    left, right = answer.value, gold.value
-    if sides := answers.numeric_sides(left):
-        if not _same(*sides):
-            return False
-        left = sides[-1]
-    percent = [bool(u and u[0] == (("percent", 1),)) for u in units]
-    if units[0] and units[1] and units[0] != units[1]:
-        if units[0][0] != units[1][0]:
-            return False
-        scale = units[0][1] / units[1][1]
-        return _same(rf"({left}) \cdot \frac{{{scale.numerator}}}{{{scale.denominator}}}", right)
-    if percent[0] != percent[1] and None in units:
-        # "50%" is 50 where the other leaves the sign out, or one half.
-        hundredth = [
-            rf"\frac{{{value}}}{{100}}" if p else value for value, p in zip((left, right), percent, strict=True)
-        ]
-        return _same(left, right) or _same(*hundredth)
-    if _same(left, right):
-        return True
-    if "\\cup" in right and answers.union(left) != left:
-        return _same(answers.union(left), right)
-    # "5 m": in an answer to a plain number a letter after a space is a unit.
-    metres = re.fullmatch(r"(-?[\d./]+) [mgshlL]", left)
-    return bool(metres and re.fullmatch(r"-?[\d./]+", right) and _same(metres[1], right))
+    def __getattr__(self, name: str) -> Any:
+        # What the registry tells two ideas of one name apart by.
+        if name == "__qualname__":
+            return self.function.__qualname__
+        raise AttributeError(name)
 
 
-def _same(answer: str, gold: str) -> bool:
-    """Whether two values without words are the same."""
-    _make_exact()
-    from math_verify import verify as compare
+class Rewards(Registry[Reward]):
+    """Name -> reward."""
 
-    given = [answers.significant_digits(text) for text in (answer, gold)]
-    digits = 0 if given == [None, None] else max(DIGITS, given[1] or 0)
-    found = [_region(text) or parse(text) for text in (gold, answer)]
-    # "1 < x < 2" is the interval (1, 2).
-    return bool(compare(*found, float_rounding=digits, timeout_seconds=None, allow_set_relation_comp=True))
+    def register(self, name: str, version: str | None = None, **promises: Any) -> Callable[[V], V]:
+        """A decorator that puts a reward under a name; ``promises`` are fields of :class:`Reward`.
 
+        Raises:
+            ConfigError: a name that ``data.reward`` cannot hold, or that of another reward.
+        """
+        if not _TERM.fullmatch(name) or name != name.strip():
+            raise ConfigError(f"reward {name!r} cannot stand in data.reward; use a name without +, * and outer spaces")
+        module = sys._getframe(1).f_globals.get("__name__", "__main__")
 
-def _region(text: str) -> list[Any]:
-    """What inequalities with "or" or "and" describe, as a set; empty for anything else."""
-    from sympy import Intersection, Union
+        def put(function: V) -> V:
+            self._put(name, Reward(function=function, **promises), Entry(module=module, version=version))  # type: ignore[arg-type]
+            return function
 
-    def as_set(part: str) -> Any:
-        return next(found for found in parse(part) if not isinstance(found, str)).as_set()
-
-    if "\\lor" not in text and "\\land" not in text:
-        return []
-    return [Union(*(Intersection(*map(as_set, part.split("\\land"))) for part in text.split("\\lor")))]
+        return put
 
 
-def _make_exact() -> None:
-    """math-verify's comparisons of numbers, equations and names, which round, replaced by exact ones."""
-    from math_verify import grader
+def weights_of(config: DataConfig) -> dict[str, float]:
+    """Weight of each reward in ``data.reward``.
 
-    grader.sympy_numeric_eq = _same_number
-    grader.sympy_symbolic_eq = _same_expression
-    grader.sympy_solve_and_compare = _same_solutions
-    grader.sympy_compare_symbols = _same_symbol
-
-
-def _same_number(gold: Any, answer: Any, digits: int, precision: int) -> bool:
-    """Exactly equal; or, where one was a decimal, equal to ``digits`` significant digits, unless the gold is an integer."""
-    from sympy import Abs, I, Integer, MatrixBase
-
-    if isinstance(gold, MatrixBase) or isinstance(answer, MatrixBase):
-        pairs = zip(gold.doit().flat(), answer.doit().flat(), strict=True)
-        return bool(gold.shape == answer.shape) and all(_same_number(g, a, digits, precision) for g, a in pairs)
-    if gold == answer:
-        return True
-    if max(_digits(gold), _digits(answer)) > LARGE:
-        from sympy import expand_log
-
-        return bool(expand_log(_logarithm(gold) - _logarithm(answer), force=True) == 0)
-    imaginary = {s: I for s in gold.free_symbols | answer.free_symbols if s.name == "i"}
-    if any(s.name not in "i" for s in gold.free_symbols | answer.free_symbols):
-        return bool((gold - answer).expand() == 0)
-    gold, answer = (value.doit().subs(imaginary).doit() for value in (gold, answer))
-    if gold.is_Rational and answer.is_Rational and not digits:
-        return bool(gold == answer)
-    g, a = gold.evalf(60), answer.evalf(60)
-    if digits and not gold.is_Integer and g.is_real and a.is_real:
-        return bool(_rounded(g, digits) == _rounded(a, digits))
-    if gold.is_Rational and answer.is_Rational:
-        return bool(gold == answer)
-    if not bool(Abs(g - a) <= Abs(g) * 10 ** Integer(-40)):
-        return False
-    return bool((gold - answer).equals(0) is not False)
-
-
-def _same_expression(gold: Any, answer: Any) -> bool:
-    """Whether the difference of two expressions is simplified to zero."""
-    from sympy import MatrixBase, simplify
-
-    if not isinstance(gold, MatrixBase) and max(_digits(gold), _digits(answer)) > LARGE:
-        return False
-    difference = simplify(gold - answer)
-    return bool(difference.is_zero_matrix if isinstance(difference, MatrixBase) else difference.is_zero)
-
-
-def _rounded(number: Any, digits: int) -> str:
-    return f"{Decimal(str(number)):.{digits - 1}e}"
-
-
-def _digits(value: Any) -> float:
-    """A bound of the decimal digits of a number and of what it is made of, without working it out."""
-    from sympy import factorial
-
-    inner = max((_digits(argument) for argument in value.args), default=0.0)
-    if value.is_Integer:
-        return value.p.bit_length() / 3
-    if inner > LARGE:
-        return inner
-    if isinstance(value, factorial) and value.args[0].is_number:
-        n = abs(float(value.args[0].doit())) if inner < 9 else 10.0**9
-        return max(inner, n * math.log10(n + 10))
-    if value.is_Pow and value.exp.is_number and value.base.is_number:
-        return max(inner, _digits(value.base) * (abs(float(value.exp.doit())) if _digits(value.exp) < 9 else 10.0**9))
-    return inner
-
-
-def _logarithm(value: Any) -> Any:
-    """The logarithm of a positive number that is too large to be worked out, symbolically."""
-    from sympy import Function, factorial, log
-
-    if value.is_Mul:
-        return sum(map(_logarithm, value.args))
-    if value.is_Pow:
-        return (value.exp.doit() if _digits(value.exp) <= LARGE else value.exp) * _logarithm(value.base)
-    if isinstance(value, factorial) and _digits(value) > LARGE:
-        return Function("log_factorial")(value.args[0])
-    return Function("log_sum")(value) if _digits(value) > LARGE else log(value)
-
-
-def _same_solutions(gold: Any, answer: Any, digits: int, precision: int) -> bool:
-    """Whether two equations are multiples of each other, or have the same solutions, complex ones included."""
-    from sympy import Dummy, Eq, simplify, solve
-
-    if not (isinstance(gold, Eq) and isinstance(answer, Eq)):
-        ratio = simplify((gold.lhs - gold.rhs) / (answer.lhs - answer.rhs))
-        if ratio.is_number:
-            return bool(
-                ratio.is_positive
-                if gold.func is answer.func
-                else ratio.is_negative and gold.func is answer.reversed.func
-            )
-        solved = [relation.as_set() for relation in (gold, answer)]
-        return bool(solved[0] == solved[1]) and not solved[0].is_empty
-    symbols = {s: Dummy(s.name) for s in gold.free_symbols | answer.free_symbols}
-    left, right = ((relation.lhs - relation.rhs).subs(symbols) for relation in (gold, answer))
-    ratio = simplify(left / right)
-    if ratio.is_number:
-        return bool(ratio.is_nonzero)
-    if gold.free_symbols != answer.free_symbols:
-        return False
-    solved = [set(map(str, solve(side, *symbols.values(), dict=True))) for side in (left, right)]
-    return bool(solved[0]) and solved[0] == solved[1]
-
-
-def _same_symbol(gold: Any, answer: Any) -> bool:
-    """Whether two names are the same, whatever their case; a name is not the product of its letters."""
-    names = ["e" if str(value) == "E" else str(value) for value in (gold, answer)]
-    return names[0].lower() == names[1].lower() if max(map(len, names)) > 1 else names[0] == names[1]
-
-
-def readable(gold: str) -> bool:
-    """Whether math-verify makes more than a text of a gold answer (of each that it accepts)."""
-    return all(
-        any(not isinstance(found, str) for found in parse(answers.normalise(text))) for text in answers.golds(gold)
-    )
-
-
-def _serve() -> None:
-    """The child's loop: one JSON list a line in (answer and gold, or a gold alone), one JSON boolean a line out."""
-    logging.disable(logging.CRITICAL)
-    for line in sys.stdin:
-        request = json.loads(line)
+    Raises:
+        ConfigError: it is not understood.
+    """
+    found: dict[str, float] = {}
+    for term in config.reward.split("+"):
+        match = _TERM.fullmatch(term.strip())
         try:
-            right = verify(*request) if len(request) == 2 else readable(*request)
-        except Exception:
-            # Whatever the verifier cannot read is not the gold answer.
-            right = False
-        print(json.dumps(right), flush=True)
+            weight = float(match[1] or 1) if match else math.nan
+        except ValueError:
+            weight = math.nan
+        if match is None or not math.isfinite(weight) or match[2].strip() in found:
+            raise ConfigError(
+                f"data.reward = {config.reward!r} is not understood; write a name, or names with weights: 'exact + 0.5 * format'"
+            )
+        found[match[2].strip()] = weight
+    return found
 
 
-class Verifier:
-    """Scores responses 0 or 1, with a time limit and a cache.
+REWARDS = Rewards("reward", "data.reward", lambda config: weights_of(config.data))
+"""All there are: the kit's, and those that a user registers."""
+register = REWARDS.register
 
-    Args:
-        time_limit: seconds for one pair of answer and gold; beyond it the pair scores 0.
-        cache_size: pairs remembered, the least recently used forgotten first.
+
+class Scorer:
+    """The rewards of a config at work: made once, asked for the rows of each step, closed at the end.
+
+    Raises:
+        ConfigError: a reward that is not known, or a ``data.solved`` that no response can reach.
     """
 
-    def __init__(self, *, time_limit: float = 5.0, cache_size: int = 100_000) -> None:
-        self.time_limit = time_limit
-        self.cache_size = cache_size
-        self.timeouts = 0
-        """Pairs that ran out of time since the start."""
-        self._cache: OrderedDict[tuple[str, str], bool] = OrderedDict()
-        self._process: subprocess.Popen[str] | None = None
+    def __init__(self, config: DataConfig) -> None:
+        self.weights = weights_of(config)
+        self._rewards = {name: REWARDS.find(name) for name in self.weights}
+        ends = [[w * r.low, w * r.high] for w, r in zip(self.weights.values(), self._rewards.values(), strict=True)]
+        self.most = sum(map(max, ends))
+        """The highest score that a response can have."""
+        self.solved_from = self.most if config.solved is None else config.solved
+        if not self.solved_from <= self.most or (config.solved is None and math.isinf(self.most)):
+            raise ConfigError(
+                f"data.solved = {config.solved} cannot be reached or told from data.reward = {config.reward!r}, whose highest score "
+                f"is {self.most:g}; give the score from which a response counts as solved"
+            )
+        self._late = dict.fromkeys(self.weights, 0)
+        self.timeouts_before = 0
+        self._calls: dict[str, Any] = {
+            name: reward.function() if inspect.isclass(reward.function) else reward.function
+            for name, reward in self._rewards.items()
+        }
 
-    def score(self, text: str, gold: str) -> float:
-        """1.0 if the final answer of ``text`` is one that ``gold`` accepts, else 0.0.
+    @property
+    def timeouts(self) -> int:
+        """Rows (of math-verify: pairs of answers) that ran out of time since the start of the run."""
+        inner = sum(getattr(call, "timeouts", 0) for call in self._calls.values())
+        return self.timeouts_before + sum(self._late.values()) + inner
 
-        Several boxes that are listed together are one answer, a list, unless all of them say the same.
+    def parts(self, responses: Sequence[str], problems: Sequence[Problem]) -> dict[str, list[float]]:
+        """What each reward says of each response.
+
+        Raises:
+            RunError: a reward that fails, returns no number or another count, or leaves its range.
         """
-        boxes = answers.final_answers(text)
-        answer = answers.joined(boxes)
-        if answer is None:
-            return 0.0
-        return float(
-            any(
-                self._same(answer, accepted) or (len(boxes) > 1 and all(self._same(box, accepted) for box in boxes))
-                for accepted in answers.golds(gold)
-            )
-        )
+        return {name: self._ask(name, list(responses), list(problems)) for name in self.weights}
 
-    def readable(self, gold: str) -> bool:
-        """Whether math-verify can read a gold answer as mathematics; else only an equal text is graded correct."""
-        return self._ask((gold,))
+    def total(self, parts: Mapping[str, Sequence[float]]) -> list[float]:
+        """The weighted sum per response."""
+        return [
+            sum(w * v for w, v in zip(self.weights.values(), row, strict=True))
+            for row in zip(*(parts[name] for name in self.weights), strict=True)
+        ]
 
-    def _same(self, answer: str, gold: str) -> bool:
-        if answer == gold:
-            return True
-        if len(gold) > answers.ANSWER_CHARACTERS:
-            return False
-        pair = (answer, gold)
-        if pair in self._cache:
-            self._cache.move_to_end(pair)
-            return self._cache[pair]
-        result = self._ask(pair)
-        self._cache[pair] = result
-        if len(self._cache) > self.cache_size:
-            self._cache.popitem(last=False)
-        return result
+    def score(self, responses: Sequence[str], problems: Sequence[Problem]) -> list[float]:
+        return self.total(self.parts(responses, problems))
 
-    def score_all(self, texts: Sequence[str], golds: Sequence[str]) -> list[float]:
-        return [self.score(text, gold) for text, gold in zip(texts, golds, strict=True)]
+    def solved(self, score: float) -> bool:
+        """Whether a score counts as solved (``data.solved``)."""
+        return score >= self.solved_from - 1e-9
 
-    def _ask(self, request: tuple[str, ...]) -> bool:
-        if self._process is None or self._process.poll() is not None:
-            self._start()
-        right = self._exchange(request, self.time_limit)
-        if right is None:
-            self.timeouts += 1
-            self.close()
-        return right or False
+    def try_out(self, problem: Problem) -> None:
+        """Ask a user's rewards once, before anything is lost by one that fails.
 
-    def _exchange(self, request: tuple[str, ...], seconds: float) -> bool | None:
-        """The child's word on a request; None if it took too long or died over it."""
-        assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None
-        deadline = time.monotonic() + seconds
-        try:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            while select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                line = self._process.stdout.readline()
-                if not line:
-                    return None
-                if line.strip() in ("true", "false"):
-                    return line.strip() == "true"
-                # Something that an import printed.
-        except OSError:
-            pass
-        return None
+        Raises:
+            RunError: as :meth:`parts`.
+        """
+        for name in self.weights:
+            if not REWARDS.entries[name].is_kit:
+                self._ask(name, [problem.demonstration or problem.answer], [problem])
 
-    def _start(self) -> None:
-        # A fresh interpreter, not a fork: threads of torch do not survive one, and a script's main module stays out.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "prefix_rft_lab.data.rewards"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        # Importing SymPy takes seconds and must not count against the first pair.
-        if self._exchange(("2/4", "1/2"), 120) is not True:
-            self.close()
-            raise RuntimeError(
-                "the verifier process did not start; run 'python -m prefix_rft_lab doctor' to see whether math-verify imports"
-            )
+    def unread(self, problems: Sequence[Problem]) -> list[str]:
+        """Ids of problems whose gold answer a reward cannot read, so that only an equal text is right."""
+        readers = [call.readable for call in self._calls.values() if hasattr(call, "readable")]
+        return [p.id for p in problems if not all(readable(p.answer) for readable in readers)]
 
     def close(self) -> None:
-        """End the child process; a later score starts a new one."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+        for call in self._calls.values():
+            getattr(call, "close", lambda: None)()
 
-    def __enter__(self) -> Verifier:
+    def __enter__(self) -> Scorer:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _ask(self, name: str, responses: list[str], problems: list[Problem]) -> list[float]:
+        reward, call, late = self._rewards[name], self._calls[name], self._late[name]
+        if not responses:
+            return []
+        found: Sequence[Any]
+        if reward.batch:
+            found = self._within(name, len(responses), problems[0], call, responses, problems)
+            if isinstance(found, (str, Mapping)) or not hasattr(found, "__len__") or len(found) != len(responses):
+                told = f"{len(found)} values" if hasattr(found, "__len__") else repr(found)
+                raise RunError(
+                    f"reward {name!r} returned {told} for {len(responses)} responses; return a list with one float each"
+                )
+        elif inspect.iscoroutinefunction(call):
+            found = asyncio_run(self._together(name, call, responses, problems))
+        else:
+            found = [self._within(name, 1, p, call, r, p) for r, p in zip(responses, problems, strict=True)]
+        if (count := self._late[name] - late) > 0:
+            log.warning("reward %r ran out of its %g s on %d of %d rows, which score %g", name, reward.time_limit, count,
+                        len(responses), reward.low)  # fmt: skip
+        return [self._number(name, value, problem) for value, problem in zip(found, problems, strict=True)]
 
-if __name__ == "__main__":
-    _serve()
+    def _number(self, name: str, value: Any, problem: Problem) -> float:
+        reward = self._rewards[name]
+        try:
+            number = math.nan if isinstance(value, (str, bytes)) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not reward.low <= number <= reward.high:
+            raise RunError(
+                f"reward {name!r} returned {value!r} for problem {problem.id!r}; return a float from {reward.low:g} to "
+                f"{reward.high:g}, or register the reward with its range (low=..., high=...)"
+            )
+        return number
+
+    def _within(self, name: str, rows: int, problem: Problem, call: Callable[..., Any], *asked: Any) -> Any:
+        """What a call returns within its time limit; else the lowest value, for as many rows."""
+        reward, box = self._rewards[name], list[Any]()
+
+        def run() -> None:
+            try:
+                box.append(call(*asked))
+            except Exception as error:
+                box.append(_failure(name, problem, error))
+
+        if reward.time_limit is None:
+            run()
+        else:
+            thread = Thread(target=run, daemon=True)
+            thread.start()
+            thread.join(reward.time_limit)
+        if not box:
+            self._count(name, rows)
+            return [reward.low] * rows if reward.batch else reward.low
+        if isinstance(box[0], RunError):
+            raise box[0]
+        return box[0]
+
+    def _count(self, name: str, rows: int) -> None:
+        self._late[name] += rows
+        if (
+            not self._rewards[name].batch
+            and self._late[name] > HANGING
+            and not inspect.iscoroutinefunction(self._calls[name])
+        ):
+            raise RunError(
+                f"reward {name!r} ran out of its {self._rewards[name].time_limit:g} s {self._late[name]} times, and these calls still "
+                "run; make it faster, give it a time limit of its own, or raise time_limit where it is registered"
+            )
+
+    async def _together(self, name: str, call: Any, responses: list[str], problems: list[Problem]) -> list[Any]:
+        async def one(response: str, problem: Problem) -> Any:
+            try:
+                return await asyncio.wait_for(call(response, problem), self._rewards[name].time_limit)
+            except TimeoutError:
+                self._count(name, 1)
+                return self._rewards[name].low
+            except Exception as error:
+                raise _failure(name, problem, error) from error
+
+        return await asyncio.gather(*(one(r, p) for r, p in zip(responses, problems, strict=True)))
+
+
+def asyncio_run(work: Any) -> Any:
+    """Run a coroutine to its end in a thread of its own: that of a notebook has a loop that runs already."""
+    box: list[Any] = []
+
+    def run() -> None:
+        try:
+            box.append(asyncio.run(work))
+        except RunError as error:
+            box.append(error)
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if isinstance(box[0], RunError):
+        raise box[0]
+    return box[0]
+
+
+def _failure(name: str, problem: Problem, error: Exception) -> RunError:
+    return RunError(
+        f"reward {name!r} failed on problem {problem.id!r} ({type(error).__name__}: {error}); mend it and train again: what was "
+        "recorded and the checkpoints are kept"
+    )
+
+
+# ---------------------------------------------------------------------- the kit's own
+
+
+@register("math_verify", batch=True, time_limit=None)
+class MathVerify:
+    """1 if math-verify accepts the final answer, else 0; seconds are limited per pair of answers (:class:`Verifier`)."""
+
+    def __init__(self) -> None:
+        self.verifier = Verifier()
+
+    def __call__(self, responses: Sequence[str], problems: Sequence[Problem]) -> list[float]:
+        return self.verifier.score_all(responses, [problem.answer for problem in problems])
+
+    @property
+    def timeouts(self) -> int:
+        return self.verifier.timeouts
+
+    def readable(self, gold: str) -> bool:
+        return self.verifier.readable(gold)
+
+    def close(self) -> None:
+        self.verifier.close()
+
+
+@register("exact")
+def exact(response: str, problem: Problem) -> float:
+    """1 if the final answer is, to the letter, one that the gold accepts."""
+    return float((extract_answer(response) or "").strip() in {gold.strip() for gold in golds(problem.answer)} - {""})
+
+
+@register("numeric")
+def numeric(response: str, problem: Problem, tolerance: float = 1e-3) -> float:
+    """1 if the final answer is a number within ``tolerance`` of the gold, relative to the gold (to 1 where that is below 1)."""
+    try:
+        answer, gold = (float(str(text).replace(",", "")) for text in (extract_answer(response), problem.answer))
+    except ValueError:
+        return 0.0
+    return float(abs(answer - gold) <= tolerance * max(1.0, abs(gold)))
+
+
+@register("choice")
+def choice(response: str, problem: Problem) -> float:
+    """1 if the last option that the response names, a letter A to Z alone or in parentheses, is the gold's."""
+    text = extract_answer(response) or response
+    letters = re.findall(r"(?<![A-Za-z])\(?([A-Z])\)?(?![A-Za-z])", text)
+    gold = re.findall(r"[A-Z]", problem.answer.upper())[:1]
+    return float(letters[-1:] == gold != [])
+
+
+@register("format")
+def format_reward(response: str, problem: Problem) -> float:
+    """1 if the response gives one boxed answer, after its thought where it has one (``<think>`` that is closed)."""
+    before, end, after = response.rpartition("</think>")
+    closed = response.count("<think>") <= response.count("</think>") <= 1
+    return float(closed and boxed_answer(after if end else response) is not None and boxed_answer(before) is None)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from prefix_rft_lab.core import hub, rng
-from prefix_rft_lab.core.config import ConfigError, DataConfig, RunConfig
+from prefix_rft_lab.core.config import ConfigError, DataConfig
 from prefix_rft_lab.core.types import Problem
 from prefix_rft_lab.data import chains, readers
 from prefix_rft_lab.data.answers import boxed_answer, complete_gold, golds
@@ -28,17 +25,6 @@ _GSM8K_END = re.compile(r"\n?####\s*.*\s*$")
 def splits(config: DataConfig) -> tuple[str, ...]:
     """Names of the splits that the source has."""
     return chains.SPLITS if config.problems == "chains" else ("train", "validation", "test")
-
-
-def with_problems(config: RunConfig, problems: Any, folder: str | Path | None = None) -> RunConfig:
-    """The config with problems that are given in Python (:func:`prefix_rft_lab.data.readers.keep`); without any as it is.
-
-    ``folder`` keeps them, by default one for temporary files.
-    """
-    if problems is None:
-        return config
-    folder = folder or Path(tempfile.gettempdir()) / "prefix_rft_lab"
-    return config.replace(**{"data.problems": readers.keep(problems, folder)})
 
 
 def load_problems(config: DataConfig, split: str) -> tuple[list[Problem], Counter[str]]:

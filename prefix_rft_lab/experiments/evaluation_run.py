@@ -28,8 +28,10 @@ from prefix_rft_lab.core.files import (
     write_table,
     write_text,
 )
+from prefix_rft_lab.core.registry import with_ideas
 from prefix_rft_lab.core.tables import format_table, with_interval
 from prefix_rft_lab.core.types import EncodedProblem, Problem
+from prefix_rft_lab.data.task import Task, with_task
 from prefix_rft_lab.runs.run import Run, environment, torch_state
 
 
@@ -127,6 +129,7 @@ def evaluate_policy(
     config: RunConfig,
     *,
     problems: Any = None,
+    task: Task | None = None,
     split: str | None = None,
     limit: int | None = None,
     out: str | Path | None = None,
@@ -137,6 +140,7 @@ def evaluate_policy(
     Args:
         config: policy, problems, lengths, ``evaluation.k`` and ``evaluation.temperature``; see :func:`config_for`.
         problems: problems in place of ``data.problems``, as :func:`prefix_rft_lab.train` takes them.
+        task: problems with a reward and a template of their own.
         split: ``test``, ``validation``, ``train`` or (embedded world) ``ood``, or ``all``: every row of a file, with none
             held out; see :func:`default_split`. By default ``all`` of ``problems``, else ``test``.
         limit: only the first so many problems.
@@ -151,10 +155,8 @@ def evaluate_policy(
     out = None if out is None else file_to_write(out, suffix=".parquet")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit = {limit} leaves no problem; give at least 1")
-    from prefix_rft_lab.data.sources import with_problems
-
-    split = split or ("test" if problems is None else "all")
-    config = with_problems(config, problems, None if out is None else Path(out).parent / "problems")
+    split = split or ("test" if problems is None and task is None else "all")
+    config = with_ideas(with_task(config, task, problems, None if out is None else Path(out).parent / "problems"))
     chosen, dropped = problems_of(config, split)
     with torch_state(config.threads), _Sampler(config, progress) as sampler:
         return sampler.evaluate(
@@ -322,17 +324,17 @@ def _has_many(run: Run, *, k: int, problems: int, split: str) -> bool:
 
 
 class _Sampler:
-    """One policy and one verifier, for one evaluation or several."""
+    """One policy and its rewards, for one evaluation or several."""
 
     def __init__(self, config: RunConfig, progress: Callable[[int, str], None] | None) -> None:
-        from prefix_rft_lab.data.rewards import Verifier
+        from prefix_rft_lab.data.rewards import Scorer
         from prefix_rft_lab.models.generation import engine_for
         from prefix_rft_lab.models.policy import load_policy
         from prefix_rft_lab.models.templates import stop_ids
 
         model, self.tokenizer = load_policy(config)
         self.engine = engine_for(model, config, eos_id=stop_ids(self.tokenizer))
-        self.verifier = Verifier()
+        self.scorer = Scorer(config.data)
         self.progress = progress
 
     def __enter__(self) -> _Sampler:
@@ -340,11 +342,11 @@ class _Sampler:
 
     def __exit__(self, *_: object) -> None:
         self.engine.close()
-        self.verifier.close()
+        self.scorer.close()
 
-    def score(self, responses: Sequence[list[int]], golds: Sequence[str]) -> list[float]:
+    def solved(self, responses: Sequence[list[int]], problems: Sequence[Problem]) -> list[bool]:
         texts = [self.tokenizer.decode(list(ids), skip_special_tokens=True) for ids in responses]
-        return self.verifier.score_all(texts, golds)
+        return [self.scorer.solved(score) for score in self.scorer.score(texts, problems)]
 
     def evaluate(
         self,
@@ -376,8 +378,7 @@ class _Sampler:
             paths = () if out is None else _write(out, config, split, table, left_out, key)
             if out is not None:
                 _Parts(out, key).path.unlink(missing_ok=True)
-        known = config.data.problems == "chains"
-        unread = [] if known else [p.problem.id for p in encoded if not self.verifier.readable(p.problem.answer)]
+        unread = [] if config.data.problems == "chains" else self.scorer.unread([p.problem for p in encoded])
         return Evaluation(
             config=config,
             split=split,
@@ -403,7 +404,7 @@ class _Sampler:
             table = sample_scores(
                 self.engine,
                 encoded[start : start + size],
-                self.score,
+                self.solved,
                 k=k,
                 max_tokens=config.rollout.max_response_tokens,
                 temperature=config.evaluation.temperature,
@@ -445,6 +446,7 @@ def _key(config: RunConfig, split: str, problems: Sequence[Problem]) -> str:
     )
     asked = [(problem.id, problem.prompt, problem.answer, problem.level) for problem in problems]
     settings = [config.model, config.rollout, config.evaluation.k, config.evaluation.temperature, config.data.seed]
+    settings += [config.data.reward, config.data.solved, config.ideas]
     known = [environment(config.threads), split, [str(setting) for setting in settings], weights, asked]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 

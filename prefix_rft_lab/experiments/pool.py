@@ -41,6 +41,7 @@ from prefix_rft_lab.core.config import ConfigError, RunConfig
 from prefix_rft_lab.core.errors import RunClaimedError, RunDivergedError, RunError
 from prefix_rft_lab.core.files import check_writable, write_text
 from prefix_rft_lab.core.registry import check_importable, unversioned, with_ideas
+from prefix_rft_lab.data.task import Task, with_task
 from prefix_rft_lab.runs.run import Run, claimed_by, directory_of, refuse_another, say_loaded
 
 TICKET = "PREFIX_RFT_LAB_TICKET"
@@ -97,6 +98,7 @@ def train_all(
     seconds_limit: float | None = None,
     run_seconds_limit: float | None = None,
     fresh: bool = False,
+    task: Task | None = None,
 ) -> list[Run]:
     """Train runs in worker processes and return what they recorded, in the order of the configs.
 
@@ -114,6 +116,7 @@ def train_all(
         run_seconds_limit: wall-clock limit of each run, counted anew when it resumes; one that takes longer counts as
             failed.
         fresh: train again what was trained before.
+        task: what all of them are trained on, as :func:`prefix_rft_lab.train` takes it.
 
     Raises:
         ConfigError: an unknown idea, one that only this process knows, fewer than one worker, a limit that is no
@@ -127,7 +130,7 @@ def train_all(
         if limit is not None and not limit > 0:
             raise ConfigError(f"{name} = {limit:g} cannot be used; give a positive number of seconds, or none")
     out = Path(out).expanduser()
-    configs = [with_ideas(config) for config in configs]
+    configs = [with_ideas(with_task(config, task, folder=out / "problems")) for config in configs]
     jobs = {directory_of(config, out): _Job(config, out, fresh) for config in configs}
     todo = [job for job in jobs.values() if not job.done]
     for job in todo:

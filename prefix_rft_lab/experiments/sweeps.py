@@ -47,6 +47,7 @@ from prefix_rft_lab.core.config import (
     validation_sentence,
 )
 from prefix_rft_lab.core.files import write_text
+from prefix_rft_lab.data.task import with_task
 from prefix_rft_lab.experiments.pool import PoolError, failure_file, train_all
 from prefix_rft_lab.experiments.profiles import PROFILES
 from prefix_rft_lab.runs import writers
@@ -371,7 +372,7 @@ def plan(
             "seed": {"seed": seed},
         }
         config = preset(sweep.preset, **{f: v for layer in layers.values() for f, v in layer.items()})
-        config = registry.with_ideas(config)
+        config = registry.with_ideas(with_task(config))
         methods.check(config)
         writers.check(config)
         return config

@@ -134,8 +134,8 @@ class Replay:
             found = [p for p in problems if p.demonstrations]
         rows = [replace(demonstration_row(p), row=HELD_OUT) for p in found[: 2 * most]]
         # An expert may be wrong.
-        right = t.score([row.prefix_ids for row in rows], [row.problem.problem.answer for row in rows])
-        return [row for row, score in zip(rows, right, strict=True) if score == 1][:most]
+        right = t.solved([row.prefix_ids for row in rows], [row.problem.problem for row in rows])
+        return [row for row, solved in zip(rows, right, strict=True) if solved][:most]
 
     # ---------------------------------------------------------------- states
 
@@ -392,7 +392,9 @@ class Step:
                 if any(name.partition(".")[0] in (*RESAMPLES, "method") for name in changes):
                     rows = self._resampled(config, stage)
                     before = replay.trainer.updater.stats_without_grad(rows + replay.read)
-                rows = [replace(row, score=float(other_scores.get(i, row.score))) for i, row in enumerate(rows)]
+                solved = replay.trainer.scorer.solved
+                given = [float(other_scores.get(i, row.score)) for i, row in enumerate(rows)]
+                rows = [replace(row, score=s, solved=solved(s)) for row, s in zip(rows, given, strict=True)]
                 factors = None if weights is None else torch.as_tensor(weights, dtype=torch.float32).clone()
                 if muted:
                     factors = torch.ones(len(rows)) if factors is None else factors

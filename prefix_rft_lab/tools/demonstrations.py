@@ -28,8 +28,8 @@ def read(config: RunConfig, out: str | Path, *, limit: int = 256) -> pd.DataFram
         limit: only the first so many problems.
 
     Returns:
-        one row a demonstration: problem (id), level, prompt, text, tokens (with the end token), right (1.0 if the
-        verifier accepts it, else 0.0), steps (that can be checked) and right_steps; both 0 outside of the embedded world.
+        one row a demonstration: problem (id), level, prompt, text, tokens (with the end token), right (1.0 if it
+        solves the problem, else 0.0), steps (that can be checked) and right_steps; both 0 outside of the embedded world.
 
     Raises:
         ConfigError: data or an expert that cannot be used.
@@ -38,7 +38,7 @@ def read(config: RunConfig, out: str | Path, *, limit: int = 256) -> pd.DataFram
 
     with torch_state(config.threads), Trainer(config, RunWriter(config, out)) as trainer:
         found = [(p.problem, d.ids) for p in trainer.train_problems[:limit] for d in p.demonstrations]
-        right = trainer.score([ids for _, ids in found], [problem.answer for problem, _ in found])
+        right = list(map(float, trainer.solved([ids for _, ids in found], [problem for problem, _ in found])))
         texts = [trainer.text(ids) for _, ids in found]
     rows = []
     for (problem, ids), text, score in zip(found, texts, right, strict=True):

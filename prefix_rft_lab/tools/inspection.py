@@ -20,6 +20,7 @@ from prefix_rft_lab.core.types import EncodedProblem, Problem
 from prefix_rft_lab.data import answers, sources
 from prefix_rft_lab.data.readers import Dropped, Record
 from prefix_rft_lab.data.rewards import Verifier
+from prefix_rft_lab.data.task import with_task
 
 QUANTILES = {"10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99, "longest": 1.0}
 DRAWS = 50
@@ -156,7 +157,7 @@ def inspect(
     Raises:
         ConfigError: a source that cannot be read or has no usable row.
     """
-    config = sources.with_problems(config, problems)
+    config = with_task(config, problems=problems)
     if config.data.problems == "chains":
         raise ConfigError("data.problems = 'chains' is the embedded world; give a file or a data set on the Hub")
     records: dict[str, Record] = {}

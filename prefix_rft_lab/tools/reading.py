@@ -102,7 +102,7 @@ def token_table_of(
         ]
         for row, completion in zip(sampled, engine.generate(requests, temperature=temperature), strict=True):
             row.sampled_ids, row.truncated = completion.token_ids, completion.truncated
-    scores = [np.nan] * len(rows) + (_scores(tokenizer, sampled) if score else [np.nan] * len(sampled))
+    scores = [np.nan] * len(rows) + (_scores(tokenizer, sampled, config) if score else [np.nan] * len(sampled))
     rows += sampled
     order = sorted(range(len(rows)), key=lambda i: (rows[i].problem.index, rows[i].row))
     rows, scores = [rows[i] for i in order], [scores[i] for i in order]
@@ -121,14 +121,14 @@ def token_table_of(
     return table
 
 
-def _scores(tokenizer: Any, rows: Sequence[Row]) -> list[float]:
-    from prefix_rft_lab.data.rewards import Verifier
+def _scores(tokenizer: Any, rows: Sequence[Row], config: RunConfig) -> list[float]:
+    from prefix_rft_lab.data.rewards import Scorer
 
     if not rows:
         return []
-    with Verifier() as verifier:
+    with Scorer(config.data) as scorer:
         texts = [tokenizer.decode(row.response_ids, skip_special_tokens=True) for row in rows]
-        return verifier.score_all(texts, [row.problem.problem.answer for row in rows])
+        return scorer.score(texts, [row.problem.problem for row in rows])
 
 
 def steps_of(models: Sequence[str], steps: Sequence[int] | None = None) -> list[int]:

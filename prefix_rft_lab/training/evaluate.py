@@ -1,4 +1,4 @@
-"""Evaluation: a policy samples, the verifier scores; one row per problem."""
+"""Evaluation: a policy samples, the rewards of a config judge; one row per problem."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 
 from prefix_rft_lab.core import rng
-from prefix_rft_lab.core.types import EncodedProblem
+from prefix_rft_lab.core.types import EncodedProblem, Problem
 from prefix_rft_lab.models.generation import Engine, Request
 
 
 def sample_scores(
     engine: Engine,
     problems: Sequence[EncodedProblem],
-    score: Callable[[Sequence[list[int]], Sequence[str]], list[float]],
+    solved: Callable[[Sequence[list[int]], Sequence[Problem]], list[bool]],
     *,
     k: int,
     max_tokens: int,
@@ -28,7 +28,7 @@ def sample_scores(
     """Sample every problem k times, and once greedily.
 
     Args:
-        score: scores responses (lists of ids) against golds, 0 or 1.
+        solved: whether responses (lists of ids) solve their problems.
         purpose: names the random keys, e.g. ``"validation"``; the same purpose gives every policy the same keys.
 
     Returns:
@@ -41,12 +41,12 @@ def sample_scores(
         for sample in range(k)
     ]
     completions = engine.generate(requests, temperature=temperature)
-    scores = score([c.token_ids for c in completions], [p.problem.answer for p in problems for _ in range(k)])
+    right = solved([c.token_ids for c in completions], [p.problem for p in problems for _ in range(k)])
     greedy_scores: list[float] = [float("nan")] * len(problems)
     if greedy:
         firsts = requests[::k]
         best = engine.generate(firsts, greedy=True)
-        greedy_scores = score([c.token_ids for c in best], [p.problem.answer for p in problems])
+        greedy_scores = list(map(float, solved([c.token_ids for c in best], [p.problem for p in problems])))
     rows: list[dict[str, Any]] = []
     for i, problem in enumerate(problems):
         own = slice(i * k, (i + 1) * k)
@@ -56,7 +56,7 @@ def sample_scores(
                 "split": problem.problem.split,
                 "level": problem.problem.level,
                 "k": k,
-                "correct": int(sum(scores[own])),
+                "correct": int(sum(right[own])),
                 "greedy": greedy_scores[i],
                 "tokens": float(np.mean([len(c.token_ids) for c in completions[own]])),
                 "truncated": float(np.mean([c.truncated for c in completions[own]])),

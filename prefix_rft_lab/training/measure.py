@@ -28,19 +28,21 @@ def row_metrics(
     sampled = plain + hybrid
     line: dict[str, float] = {"response_tokens": _mean(len(row.response_ids) for row in rows)}
     if stage.samples:
-        by_problem: dict[tuple[int, ...], list[float]] = {}
+        by_problem: dict[tuple[int, ...], list[bool]] = {}
         for row in rows:
             if not row.prefix_ids:
-                by_problem.setdefault(row.problem.key, []).append(row.score)
+                by_problem.setdefault(row.problem.key, []).append(row.solved)
         line |= {
             "reward": _mean(row.score for row in sampled),
             "reward_plain": _mean(row.score for row in plain),
-            "solved_none": _mean(max(scores) == 0 for scores in by_problem.values()),
-            "solved_all": _mean(min(scores) == 1 for scores in by_problem.values()),
+            "solved_none": _mean(not any(solved) for solved in by_problem.values()),
+            "solved_all": _mean(all(solved) for solved in by_problem.values()),
             "plain_tokens": _mean(len(row.response_ids) for row in plain),
             "truncated": _mean(row.truncated for row in sampled),
             "prefix_share": sum(len(r.prefix_ids) for r in rows) / sum(len(r.response_ids) for r in rows),
         }
+        names = sampled[0].rewards if sampled and len(sampled[0].rewards) > 1 else ()
+        line |= {f"rewards_{name}": _mean(row.rewards[name] for row in sampled) for name in names}
     if hybrid:
         if windows := [row.ratio_window for row in hybrid if row.ratio_window]:
             line |= {"prefix_ratio_low": min(low for low, _ in windows)}

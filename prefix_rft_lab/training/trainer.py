@@ -2,7 +2,7 @@
 
     stage.rows(problem)            which rows a problem gets               prefixes.py, methods.py
       -> engine.generate           what the policy makes of them           generation/
-      -> verifier.score            0 or 1 a row                            rewards.py
+      -> scorer.parts              rewards of a row                        rewards.py
       -> advantages                one value a row and token kind          advantages.py
       -> entropy clip              which prefix tokens are trained         entropy.py
       -> stage.losses              a loss for each kind                    methods.py, losses.py
@@ -41,9 +41,10 @@ from prefix_rft_lab.core.config import ConfigError, OptimConfig, RunConfig
 from prefix_rft_lab.core.errors import RunDivergedError
 from prefix_rft_lab.core.files import check_writable, disk_error
 from prefix_rft_lab.core.registry import unversioned, with_ideas
-from prefix_rft_lab.core.types import Demonstration, EncodedProblem, Row
-from prefix_rft_lab.data import sources
-from prefix_rft_lab.data.rewards import Verifier
+from prefix_rft_lab.core.types import Demonstration, EncodedProblem, Problem, Row
+from prefix_rft_lab.data import rewards, sources
+from prefix_rft_lab.data.rewards import Scorer
+from prefix_rft_lab.data.task import Task, with_task
 from prefix_rft_lab.models.generation import Completion, Request, TransformersEngine, engine_for
 from prefix_rft_lab.models.policy import autocast_dtype, device_of, load_policy, save_policy
 from prefix_rft_lab.models.templates import stop_ids
@@ -72,6 +73,7 @@ def train(
     config: RunConfig,
     *,
     problems: Any = None,
+    task: Task | None = None,
     out: str | Path = "runs",
     progress: bool = True,
     on_step: Callable[[dict[str, Any]], None] | None = None,
@@ -87,6 +89,7 @@ def train(
         config: the run; see :func:`prefix_rft_lab.core.config.preset`.
         problems: problems in place of ``data.problems``: dicts or Problems in a list, a pandas or polars frame, a
             ``datasets.Dataset``. They are kept in ``out/problems``, in a file that is named by their content.
+        task: problems with a reward and a template of their own.
         out: folder of all runs.
         progress: show a progress bar with step, reward, entropy, prefix ratio and time to go.
         on_step: called with each line of ``metrics.jsonl``.
@@ -97,7 +100,7 @@ def train(
         RunError: the run cannot go on; what was written is kept.
         RunDivergedError: (a :class:`RunError`) loss or weights became no numbers, now or when it was trained.
     """
-    config = sources.with_problems(with_ideas(config.replace(contents={})), problems, Path(out) / "problems")
+    config = with_ideas(with_task(config.replace(contents={}), task, problems, Path(out) / "problems"))
     methods.check(config)
     config = located(config, out)
     path = directory_of(config, out)
@@ -141,9 +144,10 @@ class Trainer:
         with ExitStack() as started:
             self.engine = engine_for(self.model, config, eos_id=self.stop_ids)
             started.callback(self.engine.close)
-            self.verifier = Verifier()
-            started.callback(self.verifier.close)
+            self.scorer = Scorer(config.data)
+            started.callback(self.scorer.close)
             self.train_problems, self.validation_problems, self.data_report = self._load_data()
+            self.scorer.try_out(self.train_problems[0].problem)
             started.pop_all()
         self.updater = Updater(self.model, config, pad_id=pad_id(self.tokenizer))
         self.recorder = TokenRecorder(self.updater, self.tokenizer, config, self.train_problems, writer.path.name)
@@ -168,7 +172,7 @@ class Trainer:
 
     def __exit__(self, *_: object) -> None:
         self.engine.close()
-        self.verifier.close()
+        self.scorer.close()
         self.writer.close()
 
     # ------------------------------------------------------------------ data
@@ -227,6 +231,12 @@ class Trainer:
             "dropped": dict(dropped),
             "tokenizer": tokenizer_id(self.tokenizer),
             "contents": contents(config),
+            "rewards": {
+                name: {"weight": weight, "version": rewards.REWARDS.entries[name].version}
+                for name, weight in self.scorer.weights.items()
+            },
+            "solved": self.scorer.solved_from,
+            "task": {"name": config.data.task, "version": config.ideas.get(f"data.task {config.data.task}", "")},
         }
         for reason, count in dropped.items():
             log.warning("%d x %s", count, reason)
@@ -278,11 +288,11 @@ class Trainer:
         ]
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Response ids as the verifier reads them."""
+        """Response ids as rewards read them."""
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
-    def score(self, responses: Sequence[Sequence[int]], golds: Sequence[str]) -> list[float]:
-        return self.verifier.score_all([self.text(ids) for ids in responses], golds)
+    def solved(self, responses: Sequence[Sequence[int]], problems: Sequence[Problem]) -> list[bool]:
+        return [self.scorer.solved(s) for s in self.scorer.score([self.text(ids) for ids in responses], problems)]
 
     # ------------------------------------------------------------------ the loop
 
@@ -314,7 +324,7 @@ class Trainer:
         self._find_hard_problems()
         place = found[0] if found else Place(stage=0, step=0, global_step=0)
         self.checkpoints.forget_after(place.global_step if found else -1)
-        self.verifier.timeouts = place.verifier_timeouts
+        self.scorer.timeouts_before = place.verifier_timeouts
         self.skipped_steps = place.skipped_steps
         # Without a checkpoint everything is written again, the evaluation before the first step too.
         writer.rewind(place.global_step if found else -1)
@@ -386,7 +396,7 @@ class Trainer:
                             step=step + 1,
                             global_step=global_step,
                             seconds=place.seconds + time.perf_counter() - started,
-                            verifier_timeouts=self.verifier.timeouts,
+                            verifier_timeouts=self.scorer.timeouts,
                             skipped_steps=self.skipped_steps,
                             replay=tuple(self.replay),
                         ),
@@ -442,7 +452,7 @@ class Trainer:
         line |= measure.row_metrics(rows, stage, config, step, self.text)
         line |= measure.engine_gap(rows, result)
         line |= replayed
-        line |= {"lr": optimizers["main"].param_groups[0]["lr"], "verifier_timeouts": self.verifier.timeouts}
+        line |= {"lr": optimizers["main"].param_groups[0]["lr"], "verifier_timeouts": self.scorer.timeouts}
         line |= {
             f"seconds_{name}": round(end - start, 4)
             for name, start, end in zip(("rollout", "score", "record", "update"), clock, clock[1:], strict=False)
@@ -469,10 +479,12 @@ class Trainer:
         return result, replayed
 
     def score_rows(self, rows: Sequence[Row]) -> None:
-        """Give each row the verifier's score of its whole response."""
-        found = self.score([row.response_ids for row in rows], [row.problem.problem.answer for row in rows])
-        for row, score in zip(rows, found, strict=True):
-            row.score = score
+        """Give each row what the rewards say of its whole response."""
+        texts, problems = [self.text(row.response_ids) for row in rows], [row.problem.problem for row in rows]
+        parts = self.scorer.parts(texts, problems)
+        for i, (row, score) in enumerate(zip(rows, self.scorer.total(parts), strict=True)):
+            row.score, row.solved = score, self.scorer.solved(score)
+            row.rewards = {name: values[i] for name, values in parts.items()}
 
     def rows(self, stage: methods.Stage, step: int) -> list[Row]:
         """The rows of one step, before generation, grouped by problem."""
@@ -535,7 +547,7 @@ class Trainer:
         table = sample_scores(
             self.engine,
             probe,
-            self.score,
+            self.solved,
             k=config.evaluation.hard_tries,
             max_tokens=config.rollout.max_response_tokens,
             temperature=1.0,
@@ -572,11 +584,11 @@ class Trainer:
             "temperature": config.evaluation.temperature,
             "seed": config.data.seed,
         }
-        table = sample_scores(self.engine, self.validation_problems, self.score, purpose="validation", **common)
+        table = sample_scores(self.engine, self.validation_problems, self.solved, purpose="validation", **common)
         line: dict[str, Any] = {"global_step": global_step, "stage": stage, **summarise(table)}
         hard = [p for p in self.train_problems[: config.evaluation.problems] if p.index in self.hard]
         if hard:
-            hard_table = sample_scores(self.engine, hard, self.score, purpose="hard", greedy=False, **common)
+            hard_table = sample_scores(self.engine, hard, self.solved, purpose="hard", greedy=False, **common)
             line["hard"] = {key: v for key, v in summarise(hard_table, by_level=False).items() if "greedy" not in key}
         line["entropy"] = self._sampled_entropy()
         line |= self.demonstration_nll()
@@ -640,7 +652,7 @@ class Trainer:
                 table = sample_scores(
                     self.engine,
                     problems,
-                    self.score,
+                    self.solved,
                     k=config.evaluation.k,
                     max_tokens=config.rollout.max_response_tokens,
                     temperature=config.evaluation.temperature,

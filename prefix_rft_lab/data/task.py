@@ -1,0 +1,130 @@
+"""A task: problems, what a response to them is worth, and how they are put to the policy, under one name.
+
+::
+
+    task = Task(problems=frame, reward=exact, instruction=" Answer with one word.", name="capitals")
+    run = train(preset("tiny", method="prefix_rft"), task=task)
+
+A named task travels by its name (``data.task``) into workers, sweeps and papermill, if it is made in a module that these
+import (``imports``). Its version is computed from all that it holds, so that other problems are another run; a reward has a
+version of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefix_rft_lab.core import registry
+from prefix_rft_lab.core.config import ConfigError, RunConfig
+from prefix_rft_lab.data import readers
+from prefix_rft_lab.data.rewards import REWARDS, Reward
+
+tasks: registry.Registry[Task] = registry.Registry(
+    "task", "data.task", lambda config: [config.data.task] if config.data.task else []
+)
+"""Name -> task, of those that have one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a run trains on and for; see the module's docstring.
+
+    Raises:
+        ConfigError: problems that cannot be read, or a name that another task has.
+    """
+
+    problems: Any
+    """Whatever ``train(problems=...)`` takes: Problems, dicts, a frame, a ``datasets.Dataset``, a path, a Hub name."""
+    reward: str | Callable[..., Any] | Mapping[Any, float] = "math_verify"
+    """A registered name, a function ``(response, problem) -> float``, or several with weights: ``{"math_verify": 1, polite: 0.2}``."""
+    solved: float | None = None
+    """Score from which a response counts as solved; the highest possible one if not given."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """As ``data.columns``."""
+    template: str | None = None
+    """As ``model.template``; that of the config if not given, as the two below."""
+    system_prompt: str | None = None
+    instruction: str | None = None
+    name: str = ""
+    version: str = ""
+    """Said beside the computed one, for readers."""
+
+    def __post_init__(self) -> None:
+        kept = readers.keep(self.problems, Path(tempfile.gettempdir()) / "prefix_rft_lab")
+        object.__setattr__(self, "_kept", kept)
+        object.__setattr__(self, "_reward", _named(self.reward))
+        if self.name:
+            told = json.dumps({**self.fields, "data.problems": Path(kept).name}, sort_keys=True)
+            version = f"{self.version} {hashlib.sha256(told.encode()).hexdigest()[:12]}".strip()
+            module = sys._getframe(2).f_globals.get("__name__", "__main__")
+            tasks._put(self.name, self, registry.Entry(module=module, version=version))
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Dotted fields of a config that the task sets."""
+        found = {
+            "data.problems": self._kept,  # type: ignore[attr-defined]
+            "data.reward": self._reward,  # type: ignore[attr-defined]
+            "data.solved": self.solved,
+            "data.columns": dict(self.columns),
+            "data.task": self.name,
+        }
+        model = {"template": self.template, "system_prompt": self.system_prompt, "instruction": self.instruction}
+        return found | {f"model.{name}": value for name, value in model.items() if value is not None}
+
+
+def with_task(
+    config: RunConfig, task: Task | None = None, problems: Any = None, folder: str | Path | None = None
+) -> RunConfig:
+    """The config with what a task sets: the one given, or that of ``data.task``; and with problems that are given in Python.
+
+    Args:
+        folder: keeps the problems, by default one for temporary files.
+
+    Raises:
+        ConfigError: both a task and problems, a task that is not known, or a module of ``imports`` that cannot be imported.
+    """
+    registry.load(config.imports)
+    if task is None and config.data.task:
+        task = tasks.find(config.data.task)
+    if task is not None and problems is not None:
+        raise ConfigError(
+            f"problems = {type(problems).__name__} and a task are given, and a task brings its own; leave one out"
+        )
+    folder = Path(folder or Path(tempfile.gettempdir()) / "prefix_rft_lab")
+    if task is None:
+        return config if problems is None else config.replace(**{"data.problems": readers.keep(problems, folder)})
+    fields = task.fields
+    kept, now = Path(fields["data.problems"]), Path(config.data.problems)
+    if now.name == kept.name and now.is_file():
+        fields["data.problems"] = config.data.problems  # in another process, or in an earlier call
+    elif kept.is_file() and kept.parent == Path(tempfile.gettempdir()) / "prefix_rft_lab" != folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        fields["data.problems"] = str(shutil.copy(kept, folder / kept.name))
+    return config.replace(**fields)
+
+
+def _named(reward: Any) -> str:
+    """``data.reward`` of rewards given as names or functions; a function that has no name yet is registered under its own."""
+    if isinstance(reward, Mapping):
+        return " + ".join(f"{weight:g} * {_named(one)}" for one, weight in reward.items())
+    if isinstance(reward, str):
+        return reward
+    for name, known in REWARDS.items():
+        if known.function is reward:
+            return name
+    if not callable(reward):
+        raise ConfigError(
+            f"reward = {reward!r} is no reward; give a registered name, a function, or a mapping to weights"
+        )
+    name = getattr(reward, "__name__", type(reward).__name__)
+    REWARDS._put(name, Reward(function=reward), registry.Entry(module=reward.__module__, version=None))
+    return name
