@@ -204,7 +204,6 @@ def train(
     numbers = None if seeds is None else _whole_numbers("--seeds", seeds)
     configs = lab.sweeps.configs(base, method=method, seeds=numbers, steps=steps, changes=fields)
     if plan:
-        lab.pool.quiet()
         say(lab.plan_text.plans(configs, flops, response_tokens))
         return 0
     say(lab.config.show_config(configs[0], base, config or f"preset {preset}"))
@@ -226,10 +225,9 @@ def train(
 def _train(configs: Sequence[lab.RunConfig], out: str, workers: int) -> int:
     from prefix_rft_lab.analysis import results
     from prefix_rft_lab.core.tables import show
-    from prefix_rft_lab.experiments.pool import quiet, train_all
+    from prefix_rft_lab.experiments.pool import train_all
 
     if len(configs) == 1:
-        quiet()
         runs = [lab.train(configs[0], out=out, progress=sys.stderr.isatty())]
     else:
         runs = train_all(configs, out=out, workers=workers)
@@ -355,7 +353,7 @@ def evaluate(
     """
     from prefix_rft_lab.data.benchmarks import locate
     from prefix_rft_lab.experiments import evaluation_run as runs
-    from prefix_rft_lab.experiments.pool import Status, quiet
+    from prefix_rft_lab.experiments.pool import Status
 
     if benchmark and (problems or split):
         raise lab.ConfigError("--benchmark brings its own problems; leave out --problems and --split")
@@ -380,14 +378,12 @@ def evaluate(
     if benchmark:
         sources = locate(benchmark, benchmark_dir)
         named = lab.config.pairs_of(columns, "--column", "answer=gold")
-        quiet()
         with Status(None) as status:
             each = runs.evaluate_benchmarks(
                 config, sources, columns=named, k=k, limit=limit, out=out, report=report, progress=status.update
             )
         say(f"{model}, {heat}\n{runs.format_benchmarks(each)}")
         return
-    quiet()
     split = split or runs.default_split(model, config)
     with Status(None) as status:
         found = runs.evaluate_policy(config, split=split, limit=limit, out=out, progress=status.update)
@@ -431,7 +427,7 @@ def data(
         out: write what was found to this .json file
     """
     from prefix_rft_lab.core.files import file_to_write, write_json
-    from prefix_rft_lab.experiments.pool import Status, quiet
+    from prefix_rft_lab.experiments.pool import Status
     from prefix_rft_lab.tools.inspection import format_inspection, inspect
 
     written = file_to_write(out, field="--out") if out else None
@@ -439,7 +435,6 @@ def data(
     config = lab.preset(preset).replace(**(fields | _changed(changes, columns)))
     tokenizer = None
     if model is not None:
-        quiet()
         tokenizer = lab.policy.load_tokenizer(config.replace(**{"model.path": model}))
     with Status(None) as status:
         found = inspect(config, tokenizer=tokenizer, verify=not quick, progress=status.update)
@@ -541,10 +536,8 @@ def tokens(
         steps: steps of the models, e.g. 100,200 (default: the numbers that their names end in, or 0, 1, ...)
         out: write the table to this .parquet file
     """
-    from prefix_rft_lab.experiments.pool import quiet
     from prefix_rft_lab.tools.reading import format_reading, read_tokens
 
-    quiet()
     reading = read_tokens(
         models,
         problems=problems,
@@ -666,7 +659,6 @@ def push(
         license: licence of the model, e.g. apache-2.0 (default: none is stated)
         dry_run: write what would be uploaded into this folder, upload nothing
     """
-    lab.pool.quiet()
     found = lab.load(run)
     if dry_run:
         say(f"written {lab.publishing.write_folder(found, dry_run, repo=repo, license=license)}")

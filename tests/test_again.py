@@ -9,16 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prefix_rft_lab import ConfigError, RunError, preset, train
+from prefix_rft_lab import ConfigError, RunError, plots, preset, train
 from prefix_rft_lab.lab.again import Step, again
 from prefix_rft_lab.methods import METHODS
 from prefix_rft_lab.runs.run import Run, RunWriter
 from prefix_rft_lab.training.trainer import Trainer
+from prefix_rft_lab.widgets import StepExplorer
 
 SMALL = {
-    "rl.steps": 6,
-    "sft.steps": 4,
-    "rollout.problems_per_step": 6,
+    "rl.steps": 5,
+    "sft.steps": 3,
+    "rollout.problems_per_step": 4,
     "sft.batch_rows": 16,
     "data.train_problems": 64,
     "data.eval_problems": 12,
@@ -99,7 +100,7 @@ def by_hand(step: Step, changes: dict) -> list[torch.Tensor]:
     ],
 )
 def test_a_changed_knob_is_a_run_that_changes_there(runs, method, changes):
-    step = runs[method].again(3)
+    step = runs[method].again(1)
     other = step.otherwise(**changes)
     assert equal(other.state.weights, by_hand(step, changes))
     assert not equal(other.state.weights, step.really.state.weights)
@@ -107,7 +108,7 @@ def test_a_changed_knob_is_a_run_that_changes_there(runs, method, changes):
 
 def test_steps_that_follow_are_those_of_the_run(runs):
     run = runs["prefix_rft"]
-    assert equal(run.again(2).otherwise(then=3).state.weights, run.again(5).really.state.weights)
+    assert equal(run.again(1).otherwise(then=3).state.weights, run.again(4).really.state.weights)
 
 
 def test_a_muted_row_and_a_changed_score(runs):
@@ -162,9 +163,7 @@ def test_what_an_update_did(runs):
     table = step.table()
     held_out = table[table["where"] == "held out"]
     assert found["tokens"].sum() == len(table)
-    assert found.loc["held-out" if "held-out" in found.index else "held out", "change"] == pytest.approx(
-        held_out["really"].fillna(0).mean()
-    )
+    assert found.loc["held-out right answers", "change"] == pytest.approx(held_out["really"].fillna(0).mean())
     assert "nats per token" in step.sentence()
 
 
@@ -182,10 +181,10 @@ def test_idle_knobs_say_why(runs):
 @pytest.mark.parametrize(
     ("error", "words", "ask"),
     [
-        (RunError, "recorded the steps 0 to 5", lambda run: run.again(6)),
+        (RunError, "recorded the steps 0 to 4", lambda run: run.again(5)),
         (
             ConfigError,
-            r"row 99 is not there: step 1 has the rows 0 to 47",
+            r"row 99 is not there: step 1 has the rows 0 to 31",
             lambda run: run.again(1).otherwise(without=[99]),
         ),
         (ConfigError, "then = 9 goes beyond", lambda run: run.again(1).otherwise(then=9)),
@@ -212,3 +211,37 @@ def test_a_run_that_is_not_replayed_exactly_says_by_how_much(runs, tmp_path):
     step = again(Run(path), 2)
     assert not step.exact
     assert "differ by up to 0.33 of the recorded" in step.note
+
+
+def test_explorer_of_a_step(runs):
+    step = runs["prefix_rft"].again(3)
+    explorer = StepExplorer(step, knobs={"prefix.keep": ("top", "bottom"), "loss.clip_high": (0.5,)}, effects=1)
+    assert list(explorer.results) == ['{"prefix.keep":"bottom"}']
+    offered = {knob["field"]: knob for knob in explorer.knobs}
+    assert offered["prefix.keep"]["own"] == "top"
+    assert "ratio that is 1" in offered["loss.clip_high"]["idle"]
+    beforehand = np.frombuffer(explorer.results['{"prefix.keep":"bottom"}'], np.float32)
+    np.testing.assert_array_equal(
+        beforehand, step.change(step.otherwise(**{"prefix.keep": "bottom"})).astype(np.float32)
+    )
+    assert len(beforehand) == len(explorer.texts) == sum(row["count"] for row in explorer.rows)
+    # What the browser asks for.
+    explorer.move = '{"prefix.keep":"random","scores":{"0":1},"without":[1]}'
+    other = step.otherwise(without=[1], scores={0: 1.0}, **{"prefix.keep": "random"})
+    np.testing.assert_array_equal(
+        np.frombuffer(explorer.answer["change"], np.float32), step.change(other).astype(np.float32)
+    )
+    explorer.move = '{"without":[99]}'
+    assert "row 99 is not there" in explorer.answer["error"]
+    assert explorer.summary() == step.sentence()
+    explorer.move = '{"prefix.keep":"bottom"}'
+    assert set(explorer.picture().data) >= {"change", "carried_over", "otherwise"}
+    with pytest.raises(ConfigError, match=r"knob 'prefix.kept' is no field"):
+        StepExplorer(step, knobs={"prefix.kept": (1,)})
+
+
+def test_update_effect_draws_what_the_step_did(runs):
+    step = runs["prefix_rft"].again(2)
+    figure = plots.update_effect(step)
+    assert figure.data["change"].tolist() == step.what()["change"].tolist()
+    assert "nats per token" in figure.caption

@@ -606,13 +606,6 @@ def in_notebook() -> bool:
 # ---------------------------------------------------------------------- the worker's side
 
 
-def quiet() -> None:
-    """Switch the progress bars of transformers off: they fill logs, and the status says it better."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-
 def _requests() -> Iterator[dict[str, Any]]:
     """Requests as they come. The end of stdin ends the process at once, in the middle of a run too: nobody is left to
     answer, and the next start of the run must not meet a second writer."""
@@ -633,8 +626,6 @@ def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     import prefix_rft_lab.training.trainer  # noqa: F401  # before it is ready: seconds that count for no run
-
-    quiet()
 
     def say(**answer: str) -> None:
         answers.write(json.dumps(answer) + "\n")

@@ -537,20 +537,28 @@ class Step:
             )
         return pd.DataFrame(lines)
 
-    def what(self) -> pd.DataFrame:
+    def change(self, other: Outcome) -> np.ndarray:
+        """(tokens,) change of the log-probability (nats) by a step otherwise, of the tokens that the step really had, then of what
+        is read besides. NaN for rows that were sampled anew."""
+        return self._aligned(other, self.rows + self.replay.read)[0] - _joined(self.before)[0]
+
+    def what(self, other: Outcome | None = None) -> pd.DataFrame:
         """What the update did, in nats per token: one row for right rows, wrong rows, followed demonstrations and held-out answers.
 
-        ``change`` is that of the mean log-probability, ``carried_over`` the part that momentum alone would have made.
+        ``change`` is that of the mean log-probability, ``carried_over`` the part that momentum alone would have made, and
+        ``otherwise`` the change by ``other``, of rows that were not sampled anew.
         """
         table = self.table()
-        group = table["where"].where(
-            table["where"] != "step", np.where(table["score"] == 1, "right rows", "wrong rows")
-        )
+        own = table["score"].map(lambda score: "right rows" if score == 1 else "wrong rows")
         if not self.stage.samples:
-            group = group.where(table["where"] != "step", "trained demonstrations")
-        changes = table[["really", "carried_over"]].fillna(0.0).groupby(group)
-        found = changes.mean().rename(columns={"really": "change"}).rename_axis("tokens_of")
-        return found.assign(tokens=changes.size()).reset_index()
+            own[:] = "trained demonstrations"
+        names = {"followed": "followed demonstrations", "held out": "held-out right answers"}
+        group = table["where"].map(names).where(table["where"] != "step", own)
+        changes = table[["really", "carried_over"]].fillna(0.0)
+        if other is not None:
+            changes["otherwise"] = self.change(other)
+        found = changes.groupby(group).mean().rename(columns={"really": "change"}).rename_axis("tokens_of")
+        return found.assign(tokens=changes.groupby(group).size()).reset_index()
 
     def sentence(self) -> str:
         """What the update did, in one sentence."""

@@ -114,7 +114,8 @@ def with_overrides(found: Any, config: RunConfig, path: str) -> Any:
 def _loaded(factory: Any, path: str, **options: Any) -> Any:
     try:
         # Left open, the question whether to run a repository's own code would be asked on the terminal.
-        return factory.from_pretrained(path, trust_remote_code=False, **options)
+        with _no_progress_bar():
+            return factory.from_pretrained(path, trust_remote_code=False, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise ConfigError(
@@ -273,10 +274,7 @@ def read_weights(model: Any, folder: Path) -> None:
     Raises:
         ConfigError: some are missing, or they cannot be read.
     """
-    with _no_progress_bar():
-        saved, found = _loaded(
-            type(model), str(folder), config=model.config, dtype=model.dtype, output_loading_info=True
-        )
+    saved, found = _loaded(type(model), str(folder), config=model.config, dtype=model.dtype, output_loading_info=True)
     refuse_missing(found, str(folder))
     weights = dict(saved.named_parameters())
     with torch.no_grad():

@@ -32,6 +32,7 @@ from prefix_rft_lab.plots.base import (
 )
 from prefix_rft_lab.plots.comparisons import dose_response, forest, score_against_cost
 from prefix_rft_lab.plots.scores import final_scores, pass_at_k, verdicts
+from prefix_rft_lab.plots.steps import update_effect
 from prefix_rft_lab.plots.tokens import (
     advantage_covariance,
     clip_stability,
@@ -70,7 +71,8 @@ __all__ = [
     "final_scores", "forest", "forking_tokens", "gradient_by_kind", "gradient_norm", "groups", "kept_tokens",
     "kit_style", "learning_curves", "lengths", "loss", "nll_against_reward", "pass_at_k", "policy_entropy",
     "prefix_lengths", "provenance", "relative_position", "reward_by_prefix_entropy", "rewards", "save_figure",
-    "schedule", "score_against_cost", "seam", "surprise", "verdicts", "visible",
+    "schedule", "score_against_cost", "seam", "surprise", "update_effect", "verdicts",
+    "visible",
 ]  # fmt: skip
 
 DrawRuns = Callable[[Sequence[Run]], RunFigure]

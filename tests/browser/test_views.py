@@ -12,9 +12,9 @@ from run_factory import write_run
 from browser import stub
 from browser.checks import faint, nameless
 from browser.lab import HOSTILE, token_table
-from prefix_rft_lab import preset, schedules
+from prefix_rft_lab import preset, schedules, train
 from prefix_rft_lab.cli import app
-from prefix_rft_lab.widgets import RunExplorer, ScheduleExplorer, TokenExplorer
+from prefix_rft_lab.widgets import RunExplorer, ScheduleExplorer, StepExplorer, TokenExplorer
 from prefix_rft_lab.widgets.schedule import FIELDS
 
 CONFIG = preset("tiny")
@@ -285,3 +285,53 @@ def test_names_contrast_and_end(page, tmp_path, name, dark):
     # A view that is removed listens to nothing any more.
     page.evaluate("() => window.dispose()")
     assert page.evaluate("() => Object.values(window.model.handlers).flat().length") == 0
+
+
+# ---------------------------------------------------------------------- step
+
+
+@pytest.fixture(scope="module")
+def step(tmp_path_factory):
+    changes = {"rl.steps": 3, "rollout.problems_per_step": 4, "evaluation.every": 0, "evaluation.k": 1}
+    changes |= {
+        "evaluation.hard_tries": 0,
+        "data.train_problems": 32,
+        "data.eval_problems": 12,
+        "evaluation.problems": 12,
+    }
+    config = preset("tiny", method="prefix_rft", **changes)
+    return train(config, out=tmp_path_factory.mktemp("runs"), progress=False).again(1)
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_knob_of_a_step_is_turned(page, step, dark):
+    explorer = StepExplorer(step, knobs={"prefix.keep": ("top", "bottom"), "loss.clip_high": (0.5,)}, effects=2)
+    stub.show(page, explorer, dark=dark)
+    keep = page.get_by_label("prefix.keep")
+    keep.select_option(label="bottom")
+    settle(page)
+    assert page.evaluate("window.model.get('move')") == '{"prefix.keep":"bottom"}'
+    told = page.locator("table tbody").inner_text()
+    assert "held-out right answers" in told
+    # It was performed beforehand, so its column is there without Python.
+    assert "—" not in told
+    assert page.get_by_label("loss.clip_high").is_disabled()
+    page.get_by_label("Mute this row").check()
+    settle(page)
+    muted = explorer.rows[explorer.row]["row"]
+    assert page.evaluate("JSON.parse(window.model.get('move')).without") == [muted]
+    assert "Performing" in page.get_by_role("status").inner_text()
+    # Python's answer arrives.
+    explorer.move = page.evaluate("window.model.get('move')")
+    page.evaluate(
+        """([move, change]) => { const bytes = Uint8Array.from(atob(change), (c) => c.charCodeAt(0));
+        window.model.set("answer", { move, change: new DataView(bytes.buffer), error: "" }); }""",
+        [explorer.answer["move"], stub.plain(explorer.answer["change"])["$bytes"]],
+    )
+    settle(page)
+    assert page.locator("p[role=status]").text_content() == ""
+    assert "—" not in page.locator("table tbody").inner_text()
+    page.get_by_role("button", name="As it was").click()
+    assert page.evaluate("window.model.get('move')") == "{}"
+    assert not nameless(page)
+    assert not faint(page)
