@@ -259,8 +259,10 @@ def test_bfloat16(model, config, eos, requests):
         found.close()
 
 
-def test_a_sync_that_does_not_arrive_stops_the_run(tmp_path, config, monkeypatch):
-    """From the third push on nothing is sent: the rows of the step after would be those of an older policy."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_sync_that_does_not_arrive_stops_the_run(tmp_path, config, monkeypatch, dtype):
+    """From the third push on nothing is sent: the rows of the step after would be those of a policy one step older, at a
+    learning rate that no log-probability shows."""
     push, pushed = VllmEngine._push_weights, []
 
     def sabotaged(self):
@@ -271,9 +273,29 @@ def test_a_sync_that_does_not_arrive_stops_the_run(tmp_path, config, monkeypatch
         return push(self)
 
     monkeypatch.setattr(VllmEngine, "_push_weights", sabotaged)
-    with pytest.raises(RunError, match=r"samples from stale or wrong weights; use rollout.engine = 'transformers'"):
-        train(config.replace(**{"rl.lr": 1e-3, "evaluation.every": 0}), out=tmp_path, progress=False)
+    lr = {"float32": 1e-6, "bfloat16": 1e-4}[dtype]  # smaller ones are often none in bfloat16
+    with pytest.raises(RunError, match=r"weights are not those of the trained model, .* use rollout.engine = 'transf"):
+        train(
+            config.replace(**{"rl.lr": lr, "model.dtype": dtype, "evaluation.every": 0}), out=tmp_path, progress=False
+        )
     assert len(pushed) == 3
+
+
+def test_a_change_that_nobody_announces_is_noticed(model, config, eos, requests):
+    """The smallest one: the last bit of one number, of each kind of tensor."""
+    engine = VllmEngine(model, config, eos_id=eos)
+    try:
+        engine.generate(requests[:2])
+        for name in ("model.embed_tokens.weight", "model.layers.1.self_attn.k_proj.weight", "model.norm.weight"):
+            weights = model.get_parameter(name).data.view(-1)
+            before = weights[7].clone()
+            weights[7] = torch.nextafter(before, torch.tensor(9.0))
+            with pytest.raises(RunError, match="vLLM's weights are not those of the trained model"):
+                engine.generate(requests[:2])
+            weights[7] = before
+            engine.generate(requests[:2])
+    finally:
+        engine.close()
 
 
 def test_a_head_that_is_not_sent_is_noticed(model, config, eos, requests, monkeypatch):
@@ -284,7 +306,7 @@ def test_a_head_that_is_not_sent_is_noticed(model, config, eos, requests, monkey
         VllmEngine, "_weights", lambda self: ((n, t) for n, t in weights(self) if n != "lm_head.weight")
     )
     try:
-        with pytest.raises(RunError, match="stale or wrong weights"):
+        with pytest.raises(RunError, match="weights are not those of the trained model"):
             engine.generate(requests[:8])
     finally:
         engine.close()

@@ -82,31 +82,15 @@ def prove(model: Any, engine: Engine, config: RunConfig, *, bound: float = BOUND
                 )
 
 
-def own_logp(
-    model: Any,
-    request: Request,
-    completion: Completion,
-    *,
-    temperature: float = 1.0,
-    autocast: torch.dtype | None = None,
-) -> torch.Tensor:
+def own_logp(model: Any, request: Request, completion: Completion) -> torch.Tensor:
     """(tokens,) log-probabilities of a completion by ``model(ids).logits``, of this row alone, nats, on the CPU."""
-    device = model.device
-    ids = torch.tensor([request.context_ids + completion.token_ids], device=device)
+    ids = torch.tensor([request.context_ids + completion.token_ids], device=model.device)
     count = len(completion.token_ids)
     # All logits of a long row would take gigabytes.
     kept = {"logits_to_keep": count + 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    was_training = model.training
-    model.eval()
-    try:
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, dtype=autocast or torch.bfloat16, enabled=autocast is not None),
-        ):
-            logits = model(input_ids=ids, use_cache=False, **kept).logits[0, -count - 1 : -1]
-    finally:
-        model.train(was_training)
-    logp = torch.log_softmax(logits.float() / temperature, dim=-1)
+    with torch.inference_mode():
+        logits = model(input_ids=ids, use_cache=False, **kept).logits[0, -count - 1 : -1]
+    logp = torch.log_softmax(logits.float(), dim=-1)
     return logp.gather(-1, ids[0, len(request.context_ids) :, None])[:, 0].cpu()
 
 

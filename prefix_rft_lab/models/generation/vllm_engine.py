@@ -1,9 +1,11 @@
 """Sampling with vLLM in this process, on weights that the trainer pushes into it.
 
 vLLM is built from the model's config alone; weights only ever come from the model that is trained, streamed tensor by
-tensor, so that no file is written and nothing is asked of the Hub. They are pushed when rows are asked for after a change,
-and the first rows of every push are read again by the trained model: an engine that samples from other weights than the
-trained ones would train on off-policy rows without a word.
+tensor, so that no file is written and nothing is asked of the Hub. They are pushed when rows are asked for after a change. An
+engine that samples from other weights than the trained ones would train on off-policy rows without a word. So whenever rows
+are asked for, a sum over the bits of the trained weights is compared with that of the weights that vLLM holds since the last
+push, as its layers multiply with them; one step at the smallest learning rate changes it. And the first rows of every push
+are read again by the trained model, which shows that these weights are also used rightly.
 
 Each row has its own seed, taken from its key. Its tokens repeat bit by bit in the same batch; in another batch the same
 noise is drawn, and only log-probabilities that differ in their last bits could turn the choice.
@@ -17,16 +19,18 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from prefix_rft_lab.core.config import ConfigError, RunConfig
 from prefix_rft_lab.core.errors import RunError
+from prefix_rft_lab.core.types import EncodedProblem, Problem, Row
 from prefix_rft_lab.core.versions import VLLM_VERSION, installed_vllm
 from prefix_rft_lab.models.generation.base import Completion, Request
-from prefix_rft_lab.models.policy import autocast_dtype
+from prefix_rft_lab.models.policy import autocast_dtype, response_stats
+from prefix_rft_lab.models.tokens import pad_rows
 
 CHECKED_ROWS = 4
 """Rows of the first batch after a push that the trained model reads again."""
@@ -64,6 +68,7 @@ class VllmEngine:
         self.bound = MAX_GAP[config.model.dtype] if config.vllm.max_gap is None else config.vllm.max_gap
         self._fresh = False
         self._asleep = False
+        self._held: _Sums | None = None
         _refuse_unfit_installation(on_gpu=model.device.type == "cuda")
         if config.vllm.sleep and model.device.type == "cpu":
             raise ConfigError(
@@ -162,6 +167,7 @@ class VllmEngine:
             return found
         with _side_effects_undone(), torch.random.fork_rng(devices=[]):
             pushed = self._push_weights()
+            self._refuse_others(read=pushed)
             outputs = self._llm.generate(
                 [{"prompt_token_ids": request.context_ids} for _, request in wanted],
                 [
@@ -214,38 +220,81 @@ class VllmEngine:
         """(name, tensor) of all weights, as a checkpoint in Hugging Face format names them."""
         yield from ((name, tensor.detach()) for name, tensor in self.model.state_dict().items())
 
-    def _refuse_stale(self, requests: Sequence[Request], found: Sequence[Completion], temperature: float) -> None:
-        gaps = torch.cat(
-            [
-                torch.tensor(completion.logp) - self._read(request, completion, temperature)
-                for request, completion in zip(requests, found, strict=True)
-            ]
-        ).abs()
-        gap = float(gaps.mean())
-        if not gap <= self.bound:  # NaN is not fine either
+    def _refuse_others(self, *, read: bool) -> None:
+        """Raise where the weights that vLLM holds are not the trained ones; they are read anew after a push."""
+        dtype = autocast_dtype(self.config) or torch.float32
+        if read or self._held is None:
+            [self._held] = self._llm.collective_rpc(_held_sums, args=(dtype,))
+        if self._held != _sums(_trained(self.model), dtype):
             raise RunError(
-                f"vLLM's log-probabilities lie {gap:.2g} nats from those of the trained model, in the mean of {len(gaps)} "
-                f"sampled tokens, and vllm.max_gap allows {self.bound:g}: it samples from stale or wrong weights; use "
-                "rollout.engine = 'transformers', or raise vllm.max_gap if the difference is only one of arithmetic"
+                "vLLM's weights are not those of the trained model, in a sum over all their bits: it samples from stale or wrong "
+                "weights; use rollout.engine = 'transformers'"
             )
 
-    def _read(self, request: Request, completion: Completion, temperature: float) -> torch.Tensor:
-        """(tokens,) the trained model's own log-probabilities of a completion, on the CPU."""
-        dtype = autocast_dtype(self.config)
-        device = self.model.device
-        ids = torch.tensor([request.context_ids + completion.token_ids], device=device)
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with (
-                torch.inference_mode(),
-                torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None),
-            ):
-                logits = self.model(input_ids=ids, use_cache=False).logits[0, len(request.context_ids) - 1 : -1]
-        finally:
-            self.model.train(was_training)
-        logp = torch.log_softmax(logits.float() / temperature, dim=-1)
-        return logp.gather(-1, ids[0, len(request.context_ids) :, None])[:, 0].cpu()
+    def _refuse_stale(self, requests: Sequence[Request], found: Sequence[Completion], temperature: float) -> None:
+        nothing = Problem(id="", prompt="", answer="")
+        gaps = []
+        for request, completion in zip(requests, found, strict=True):
+            problem = EncodedProblem(problem=nothing, index=0, prompt_ids=request.context_ids)
+            row = pad_rows([Row(problem=problem, row=0, sampled_ids=completion.token_ids)], 0, self.model.device)
+            with torch.no_grad():
+                stats = response_stats(self.model, row, temperature=temperature, autocast=autocast_dtype(self.config))
+            gaps.append((torch.tensor(completion.logp) - stats.logp.cpu()).abs())
+        gap = float(torch.cat(gaps).mean())
+        if not gap <= self.bound:  # NaN is not fine either
+            raise RunError(
+                f"vLLM's log-probabilities lie {gap:.2g} nats from those of the trained model, in the mean of "
+                f"{sum(map(len, gaps))} sampled tokens, and vllm.max_gap allows {self.bound:g}: it samples from stale or wrong "
+                "weights; use rollout.engine = 'transformers', or raise vllm.max_gap if the difference is only one of arithmetic"
+            )
+
+
+_Sums = tuple[int, frozenset[int]]
+"""Over the bits of all weights but the tables of the vocabulary, and of each table, which may stand twice where it is tied."""
+
+
+def _sums(weights: Iterable[tuple[bool, torch.Tensor]], dtype: torch.dtype) -> _Sums:
+    """Sums over (whether it is a table, tensor), as numbers of ``dtype``.
+
+    The order of the numbers plays no part and zeros add nothing, so that tensors may be joined, permuted and padded.
+    """
+    total, tables = 0, set()
+    for is_table, tensor in weights:
+        found = torch.zeros((), dtype=torch.int64, device=tensor.device)
+        # Parts that a processor's cache holds take a fifth of the time.
+        for part in tensor.detach().reshape(-1).split(2**16 if tensor.device.type == "cpu" else 2**24):
+            # A product makes 0.0 of -0.0.
+            bits = (part.to(dtype) + 0.0).view(torch.int16 if dtype.itemsize == 2 else torch.int32).long()
+            found += bits.square_().sum()
+        if is_table:
+            tables.add(int(found))
+        else:
+            total += int(found)
+    return total % 2**64, frozenset(tables)
+
+
+def _trained(model: Any) -> Iterator[tuple[bool, torch.Tensor]]:
+    tables = [module for module in model.modules() if hasattr(module, "embedding_dim")]
+    names = {id(module.weight) for module in (*tables, model.get_output_embeddings())}
+    return ((id(tensor) in names, tensor) for tensor in model.parameters())
+
+
+def _held_sums(worker: Any, dtype: torch.dtype) -> _Sums:
+    """Sums over the weights that a worker of vLLM multiplies with."""
+
+    def held() -> Iterator[tuple[bool, torch.Tensor]]:
+        for module in worker.get_model().modules():
+            is_table = hasattr(module, "embedding_dim")
+            packed = getattr(module, "cpu_linear", None)
+            for name, tensor in module.named_parameters(recurse=False):
+                if name != "weight" or packed is None or is_table:
+                    yield name == "weight" and is_table, tensor
+                if name == "weight" and packed is not None:
+                    # The CPU backend keeps a packed copy, which a product with unit vectors shows.
+                    width = module.embedding_dim if is_table else module.input_size_per_partition
+                    yield is_table, packed(torch.eye(width, dtype=dtype), tensor, None)
+
+    return _sums(held(), dtype)
 
 
 def _refuse_unfit_installation(*, on_gpu: bool) -> None:
