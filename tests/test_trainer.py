@@ -27,7 +27,7 @@ from prefix_rft_lab import checkpoint, measure, methods, stats, trainer
 from prefix_rft_lab.checkpoint import Checkpoints, Place
 from prefix_rft_lab.config import ConfigError, preset
 from prefix_rft_lab.core.errors import RunDivergedError, RunError
-from prefix_rft_lab.core.files import read_lines
+from prefix_rft_lab.core.files import ends, read_lines
 from prefix_rft_lab.data import rewards
 from prefix_rft_lab.experiments.profiles import PROFILES
 from prefix_rft_lab.methods import METHODS
@@ -368,7 +368,7 @@ def interrupted(config, out, steps):
     return directory_of(config, out)
 
 
-@pytest.mark.parametrize("damage", ["no optimizer", "empty state", "one bit"])
+@pytest.mark.parametrize("damage", ["no optimizer", "empty state", "one bit", "cut"])
 def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, small, whole, damage):
     config = small()
     newest = interrupted(config, tmp_path, 4) / "checkpoints" / "step-000004"
@@ -377,6 +377,8 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, small, whole, 
         (newest / "optimizers.pt").unlink()
     elif damage == "empty state":
         (newest / "state.json").write_text("")
+    elif damage == "cut":
+        os.truncate(weights, weights.stat().st_size // 2)
     else:
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
@@ -511,6 +513,25 @@ def test_a_checkpoint_of_another_start_says_what_differs(written, tiny):
         Checkpoints(folder, config=config, keep=2, start={"problems": "abc"}).newest(tiny[0])
 
 
+def test_a_checkpoint_with_hashes_of_whole_files_is_used(written, tiny):
+    """As versions before wrote them; a file that is gone is noticed."""
+    folder, config, _, _, place = written
+    old = lambda state: state.update(files=dict.fromkeys(state.pop("ends"), "ab"))  # noqa: E731
+    write_state(folder / "step-000012", old)
+    assert Checkpoints(folder, config=config, keep=2).newest(tiny[0]) == (place, folder / "step-000012")
+    (folder / "step-000012" / "optimizers.pt").unlink()
+    with pytest.warns(UserWarning, match=r"step-000012 is skipped"):
+        assert Checkpoints(folder, config=config, keep=2).newest(tiny[0]) is None
+
+
+def test_of_a_large_file_the_size_and_the_ends_are_read(tmp_path):
+    large = tmp_path / "large"
+    large.write_bytes(b"a" + bytes(2**24) + b"z")
+    assert ends(large) == b"16777218 a" + bytes(2**22 - 1) + bytes(2**22 - 1) + b"z"
+    large.write_bytes(b"short")
+    assert ends(large) == b"5 shortshort"
+
+
 @pytest.mark.parametrize("damage", ["place", "no files", "a list", "nothing in it"])
 def test_a_damaged_state_is_skipped(written, tiny, damage):
     folder, config, *_ = written
@@ -519,7 +540,7 @@ def test_a_damaged_state_is_skipped(written, tiny, damage):
     if damage == "place":
         state["place"]["step"] = 5
     elif damage == "no files":
-        state["files"] = {}
+        state["ends"] = {}
     path.write_text(json.dumps([state] if damage == "a list" else {} if damage == "nothing in it" else state))
     with pytest.warns(UserWarning, match=r"step-000012 is skipped"):
         assert Checkpoints(folder, config=config, keep=2).newest(tiny[0]) is None

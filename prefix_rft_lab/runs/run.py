@@ -44,6 +44,7 @@ from prefix_rft_lab.core.files import (
     _temporary,
     append_line,
     damaged,
+    ends,
     read_json,
     read_lines,
     read_table,
@@ -525,11 +526,7 @@ def contents(config: RunConfig) -> dict[str, str]:
             path = Path(value.removeprefix("policy:")).expanduser()
             digest = hashlib.sha256()
             for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
-                with file.open("rb") as opened:
-                    size = file.stat().st_size
-                    digest.update(f"{file.name} {size} ".encode() + opened.read(2**22))
-                    opened.seek(max(size - 2**22, 0))
-                    digest.update(opened.read())
+                digest.update(f"{file.name} ".encode() + ends(file))
             found[value] = digest.hexdigest()[:12]
     return found
 

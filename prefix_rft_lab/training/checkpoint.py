@@ -7,7 +7,7 @@ directory in Hugging Face format, so that a checkpoint can be evaluated, served 
     <run>/checkpoints/step-000050/
         model/           weights, config and tokenizer
         optimizers.pt    state of every optimizer by name
-        state.json       place in the run, config, versions, and a hash of every file
+        state.json       place in the run, config, versions, and a hash of every file's size and ends
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 
 from prefix_rft_lab.core.config import ConfigError, RunConfig, identity
 from prefix_rft_lab.core.errors import RunError
-from prefix_rft_lab.core.files import disk_error
+from prefix_rft_lab.core.files import disk_error, ends
 from prefix_rft_lab.models.policy import read_weights, save_policy
 from prefix_rft_lab.runs.run import environment
 
@@ -96,7 +96,7 @@ class Checkpoints:
                 "versions": self.versions,
                 "weights": _shapes(model),
                 "start": self.start,
-                "files": {str(p.relative_to(temporary)): _digest(p) for p in _files(temporary)},
+                "ends": {str(p.relative_to(temporary)): _digest(p) for p in _files(temporary)},
             }
             (temporary / "state.json").write_text(json.dumps({**state, "digest": _digest_of(state)}))
             _flush(temporary)
@@ -123,8 +123,9 @@ class Checkpoints:
                 state = json.loads((path / "state.json").read_text())
                 if state.pop("digest") != _digest_of(state):
                     raise ValueError("state.json does not match its hash")
-                for name, digest in state["files"].items():
-                    if _digest(path / name) != digest:
+                # Earlier versions wrote "files", hashes of whole files.
+                for name, digest in state["ends" if "ends" in state else "files"].items():
+                    if _digest(path / name) != digest and "ends" in state:
                         raise ValueError(f"{name} does not match its hash")
                 place = Place(**{**state["place"], "replay": tuple(state["place"]["replay"])})
                 config, weights, versions = state["config"], state["weights"], state["versions"]
@@ -223,8 +224,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The rename comes after the contents, so that only a damage to the disk is left: all of a large file would be read
+    for minutes, at every save."""
+    return hashlib.sha256(ends(path)).hexdigest()
 
 
 def _digest_of(state: Mapping[str, Any]) -> str:
