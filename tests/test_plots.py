@@ -156,6 +156,14 @@ def test_a_running_mean_shows_the_raw_line_and_its_width(tmp_path):
     assert figure.data["shown"].iloc[10] == pytest.approx(raw.iloc[9:12].mean())
 
 
+def test_a_curve_shorter_than_two_windows_is_not_smoothed(tmp_path):
+    sizes = {"rft": 60, "prefix_rft": 5}
+    runs = [write_run(tmp_path, m, **{"rl.steps": n, "records.tokens_every": 0}) for m, n in sizes.items()]
+    data = plots.rewards(runs).data
+    short = data[(data["method"] == "prefix_rft") & (data["series"] == "reward_plain")]
+    assert short["shown"].to_list() == short["seed_0"].to_list() and len(short) == 5
+
+
 def test_a_mean_over_seeds_stops_where_one_seed_is_behind(tmp_path):
     runs = [write_run(tmp_path, "rft", 0), write_run(tmp_path, "rft", 1, done=False, steps=5)]
     data = plots.rewards(runs).data
@@ -255,7 +263,7 @@ def test_a_group_has_one_look_in_all_figures_and_never_that_of_a_method(runs, va
     assert {group.name: (group.colour, group.marker) for group in plots.groups(variants[2:], label)}["$1.0$"] == looks[
         "$1.0$"
     ]
-    methods = dict(plots.base.method_looks())
+    methods = dict(plots.method_looks())
     assert len({*methods.values()}) == len(methods) >= 11 and len({colour for colour, _ in methods.values()}) == len(
         methods
     )
@@ -277,6 +285,8 @@ def test_a_figure_is_declared_from_outside(variants, runs):
     assert own["global_step"].min() == 3 and set(own["method"]) == {"$0.2$", "$1.0$"}
     assert own["mean"].to_list() == [42.0] * len(own)
     assert "2 seeds each" in figure.caption and "learning rate; tokens, against training step" in figure.caption
+    below = plots.Panel("loss", keep=lambda table: table.assign(value=-1 - table["value"].abs()))
+    assert plots.figure(runs, [below], title="Below 0").axes[0].get_ylim()[0] <= -2, "no value lies outside of the axis"
     with pytest.raises(RunError, match="recorded no kl or replay_loss yet"):
         plots.figure(runs, [plots.Panel(columns="kl"), plots.Panel(columns="replay_loss")], title="Nothing")
 

@@ -196,7 +196,7 @@ def provenance(figure: Figure, runs: Sequence[Run]) -> dict[str, Any]:
                 "method": run.method,
                 "seed": run.seed,
                 "config": run.config.hash(),
-                "source": environment(run).get("source"),
+                "source": run.environment.get("source"),
                 "done": run.done,
             }
             for run in sorted(runs, key=run_name)
@@ -264,9 +264,14 @@ def groups(runs: Sequence[Run], label: Label | None = None) -> list[Group]:
     place in ``label.names`` (so that some arms of a sweep look as they do among all), or else among the groups here.
     """
     found, methods = stats.group(runs, label), method_looks()
-    plain = {*METHODS, *(method.title for method in METHODS.values())}
-    looks = {name: methods[own[0].method] for name, own in found.items() if name in plain and own[0].method in methods}
-    arms = [name for name in dict.fromkeys((*getattr(label, "names", ()), *found)) if name not in {*plain, *looks}]
+    looks = {
+        name: methods[own[0].method]
+        for name, own in found.items()
+        if name in (own[0].method, own[0].title) and own[0].method in methods
+    }
+    named = {*METHODS, *(method.title for method in METHODS.values())}
+    arms = [name for name in getattr(label, "names", ()) if name not in named]
+    arms = [name for name in dict.fromkeys((*arms, *found)) if name not in looks]
     looks |= dict(zip(arms, itertools.cycle(ARM_STYLES), strict=False))
     return [
         Group(name, escaped(stats.title(name, own)), own[0].method, tuple(own), *looks[name])
@@ -341,9 +346,11 @@ def smoothing_width(lines: Sequence[Line]) -> int:
 
 def full_mean(frame: pd.DataFrame, width: int = 1) -> pd.Series:
     """Mean over seeds where as many seeds reported as ever do, since a curve must not bend because a seed is behind; NaN
-    where fewer than ``width`` steps stand around a step, since a mean over a cut window is of other steps than it says."""
+    where fewer than ``width`` steps stand around a step, since a mean over a cut window is of other steps than it says. A
+    curve shorter than two windows is not smoothed."""
     count = frame.notna().sum(axis=1)
-    return frame.mean(axis=1)[count == count.max()].rolling(width, center=True).mean()
+    mean = frame.mean(axis=1)[count == count.max()]
+    return mean.rolling(width, center=True).mean() if len(mean) >= 2 * width else mean
 
 
 def draw_line(
@@ -419,10 +426,11 @@ def draw_paths(
 
 
 def from_zero(panels: Sequence[Axes], *, share: bool = False) -> None:
-    """Let y start at 0, after everything is drawn; shares of 1 end at 1 at most."""
+    """Let y start at 0, or at what lies below, after everything is drawn; shares of 1 end at 1 at most."""
     top = max(*(axes.dataLim.y1 for axes in panels), 0.1 if share else 1e-9, 0) * 1.08
+    low = min(*(axes.dataLim.y0 for axes in panels), -0.02 * top if share else 0, 0)
     for axes in panels:
-        axes.set_ylim(-0.02 * top if share else 0.0, min(top, 1.02) if share else top)
+        axes.set_ylim(low, min(top, 1.02) if share else top)
 
 
 def log_ticks(axis: Axis, *at: float, text: Callable[[float], str] = "{:g}".format) -> None:

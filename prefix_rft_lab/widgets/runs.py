@@ -364,13 +364,12 @@ def _names(watched: Sequence[_Watched]) -> list[str]:
 
 
 def _looks(watched: Sequence[_Watched], names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each group: a method's own for its first config, spare ones for others."""
+    """Colour and marker of each group: a method's own where the group bears its title alone, others for its variants."""
     out: dict[str, tuple[str, str]] = {}
-    spare = [*plots.SPARE_STYLES]
+    methods, arms = plots.method_looks(), iter(plots.ARM_STYLES * len(names))
     for one, name in zip(watched, names, strict=True):
-        own = plots.METHOD_STYLES.get(one.run.method)
         if name not in out:
-            out[name] = own if own and own not in out.values() else spare[len(out) % len(spare)]
+            out[name] = methods[one.run.method] if name == one.run.title and one.run.method in methods else next(arms)
     return out
 
 
