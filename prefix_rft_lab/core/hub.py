@@ -6,11 +6,11 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from prefix_rft_lab.core.config import ConfigError
+from prefix_rft_lab.core.files import ends
 
 SECONDS = 5.0
 """Longest wait for an answer; without one only the local cache is used."""
@@ -59,19 +59,14 @@ def stamp(source: str) -> tuple[tuple[str, int], ...]:
     return tuple((str(file), file.stat().st_mtime_ns) for file in files if file.is_file())
 
 
-@lru_cache(maxsize=64)
-def _digest(stamped: tuple[tuple[str, int], ...]) -> str:
+def fingerprint(source: str, *, deep: bool = True) -> str:
+    """Twelve hex digits of what the local files of a source hold (of a large file its size, beginning and end), whatever the path;
+    "" where there are none: a name on the Hub or in the kit. Of a folder also what is in its folders, if ``deep``."""
+    files = [Path(file) for file, _ in stamp(source)]
     digest = hashlib.sha256()
-    for file, _ in stamped:
-        with Path(file).open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
-
-
-def fingerprint(source: str) -> str:
-    """SHA-256 of the content of a source's local files, wherever they lie; "" for a source on the Hub or in the kit."""
-    stamped = stamp(source)
-    return _digest(stamped) if stamped else ""
+    for file in files if deep else (file for file in files if Path(source).expanduser() in (file, file.parent)):
+        digest.update(ends(file))
+    return digest.hexdigest()[:12] if files else ""
 
 
 def gated(name: str, field: str) -> str:

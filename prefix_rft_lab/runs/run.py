@@ -38,13 +38,13 @@ from typing import Any, TextIO
 
 import pandas as pd
 
+from prefix_rft_lab.core import hub
 from prefix_rft_lab.core.config import ConfigError, RunConfig, identity
 from prefix_rft_lab.core.errors import RunClaimedError, RunError
 from prefix_rft_lab.core.files import (
     _temporary,
     append_line,
     damaged,
-    ends,
     read_json,
     read_lines,
     read_table,
@@ -521,13 +521,11 @@ def contents(config: RunConfig) -> dict[str, str]:
     """Files and folders of this machine that a config names -> twelve hex digits of what they hold; of a large file its
     size, beginning and end."""
     found = {}
-    for value in (config.data.problems, *config.data.test_sets, config.model.path, config.data.expert):
+    named = dict.fromkeys((config.model.path, config.data.expert), False)
+    for value, deep in (named | dict.fromkeys((config.data.problems, *config.data.test_sets), True)).items():
         with contextlib.suppress(OSError, ValueError):
-            path = Path(value.removeprefix("policy:")).expanduser()
-            digest = hashlib.sha256()
-            for file in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
-                digest.update(f"{file.name} ".encode() + ends(file))
-            found[value] = digest.hexdigest()[:12]
+            if digest := hub.fingerprint(value.removeprefix("policy:"), deep=deep):
+                found[value] = digest
     return found
 
 
