@@ -99,6 +99,7 @@ DEMONSTRATED = {
     "level as a number": lambda q, g, s, t: {"problem": q, "answer": g, "solution": s, "level": 3.0, "type": "Algebra"},
     "half a character in a column that is not used": lambda q, g, s, t: {"problem": q, "answer": g, "solution": s, "note": "cut \ud83d"},
     "not a number": lambda q, g, s, t: {"problem": q, "answer": g, "solution": s, "score": float("nan")},
+    "golds as labels beside several solutions": lambda q, g, s, t: {"question": q, "label": [g, g + ".0"], "solutions": [s, s]},
     "one id for all": lambda q, g, s, t: {"problem": q, "answer": g, "solution": s, "id": "a"},
     "last line says the answer": lambda q, g, s, t: {"question": q, "response": f"We add.\n**Final Answer:** {g}"},
 }  # fmt: skip
@@ -184,6 +185,13 @@ def test_columns_of_numbers_are_no_options(tmp_path):
     (tmp_path / "a.jsonl").write_text(lines([{"question": "a+b?", "a": 1, "b": 2, "answer": "3"}]))
     ((one,), _) = read_problems(DataConfig(problems=str(tmp_path / "a.jsonl")))
     assert (one.prompt, one.answer) == ("a+b?", "3")
+
+
+def test_headings_of_a_problem_are_no_frame_and_numbered_answers_no_solutions(tmp_path):
+    question = "Read this.\n### Input: 5\nDouble it."
+    (tmp_path / "a.jsonl").write_text(lines([{"question": question, "gold": "10", "answer1": "10", "answer2": "12"}]))
+    ((one,), _) = read_problems(DataConfig(problems=str(tmp_path / "a.jsonl")))
+    assert (one.prompt, one.answer, one.demonstrations) == (question, "10", ())
 
 
 CONTAINERS = {

@@ -55,6 +55,7 @@ def _expanded(names: str) -> Iterator[str]:
 
 NAMES = {role: tuple(_expanded(names)) for role, names in _TABLE.items()}
 """Role -> its usual columns as they are compared, the surest first."""
+_SOLUTIONS = {*NAMES["demonstration"]} - {*NAMES["answer"]}
 FIELDS = ("id", "problem", "answer", "demonstration", "level", "split", "type", "options")
 """Roles that ``data.columns`` and ``--column`` may map to a column."""
 CHATS = ("messages", "conversations", "conversation", "dialogue", "chosen")
@@ -207,7 +208,7 @@ def turns(value: Any, *, pair: bool = False, framed: bool = False) -> list[tuple
     if isinstance(value, (list, tuple)) and value and all(isinstance(m, Mapping) and _by_role(m) for m in value):
         value = [{"role": role, "content": text} for m in value for role, text in m.items()]
     if framed and isinstance(value, str):
-        for frame in _FRAMES if _PLAIN_FRAME.search(value) else _FRAMES[:-1]:
+        for frame in _FRAMES if _PLAIN_FRAME.search(value) else _FRAMES[:-2]:
             if found := frame.findall(value):
                 return [(_speaker(role), text.strip()) for role, text in found]
         return None
@@ -275,7 +276,7 @@ def end_of(solution: str | None) -> str | None:
 
 def _answer_alone(text: str) -> bool:
     """Whether a solution is nothing but an answer: some columns of that name hold ``$34$``."""
-    words = re.sub(r"\\[A-Za-z]+|</?answer>", "", text)
+    words = re.sub(r"\\[A-Za-z]+|</?answer>", "", text[:101])
     return len(text) <= 100 and any(c.isdigit() for c in text) and not re.search(r"[A-Za-z]{2}|\n", words)
 
 
@@ -381,7 +382,7 @@ class Roles:
         for name, path, value in flat(row):
             cells.setdefault(name, value)
             self._own.setdefault(name, path)
-            if (base := _NUMBERED.fullmatch(name)) and base[1] in NAMES["demonstration"] and not is_missing(value):
+            if (base := _NUMBERED.fullmatch(name)) and base[1] in _SOLUTIONS and not is_missing(value):
                 numbered[base[1]].append(value)
                 self._own.setdefault(base[1], f"{path[:-1]}*")
             if name in CHATS and isinstance(chat := structure(value), (list, tuple)):
@@ -591,7 +592,8 @@ def _marks(cells: Mapping[str, Any], columns: re.Pattern[str], index: int | None
             or (own and isinstance(mark, (int, float)))
             or (isinstance(mark, str) and name != "label" and (mark == "length" or _verdict(mark) is not None))
         ]
-    return [mark[index] if index < len(mark) else None for mark in found.values() if isinstance(mark, (list, tuple))]
+    marks = [mark for name, mark in found.items() if isinstance(mark, (list, tuple)) and name != "label"]
+    return [mark[index] if index < len(mark) else None for mark in marks]
 
 
 def _verdict(value: Any) -> bool | None:
