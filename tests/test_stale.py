@@ -42,8 +42,9 @@ ESTIMATOR = """
 from prefix_rft_lab import advantages
 
 @advantages.register("mine", version={version!r} or None)
-def mine(rows):
-    return rows.advantages(rows.scores * {value} + 0.5)
+def mine({argument}, *_, **__):
+    values = {scores} * {value} + 0.5
+    return advantages.RowAdvantages(sampled=values, prefix=values)
 """
 
 
@@ -66,7 +67,7 @@ WAYS: dict[str, tuple[dict, str]] = {
     ),
     "estimator": (
         {"method": "rft", "loss.advantage": "mine"},
-        ESTIMATOR.format(version="VERSION", value="VALUE"),
+        ESTIMATOR.format(version="VERSION", value="VALUE", argument="scores", scores="scores"),
     ),
     "schedule": (
         {"prefix.schedule": "mine", "prefix.keep": "all"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch.utils.checkpoint import checkpoint
 
 from prefix_rft_lab.algorithm.entropy import entropy_and_logp, log_probs_and_entropy
@@ -22,6 +24,8 @@ from prefix_rft_lab.data.base_policy import ASSETS
 from prefix_rft_lab.models.templates import keep_messages, part_replies, stop_ids, use_template
 from prefix_rft_lab.models.tokens import check_tokenizer
 
+TRAINED = "trained.safetensors"
+"""What a checkpoint keeps of a policy with frozen parameters."""
 LOGITS_AT_ONCE = 2**25
 """Logits computed together at most (128 MiB in float32); larger batches go in chunks that are recomputed backward."""
 
@@ -164,6 +168,51 @@ def load_policy(config: RunConfig) -> tuple[Any, Any]:
         AutoModelForCausalLM, path, config=model_config, dtype=torch.float32, output_loading_info=True, **options
     )
     refuse_missing(found, path)
+    return _ready(model, tokenizer, config, path), tokenizer
+
+
+NEEDED = ("device", "config", "base_model", "get_input_embeddings", "get_output_embeddings", "save_pretrained")
+"""What training asks of a model object beside its forward pass: a transformers causal language model has it all."""
+
+
+def adopt_policy(model: Any, tokenizer: Any, config: RunConfig) -> tuple[Any, Any, Any]:
+    """(policy, what is saved in the end, tokenizer) of a model object, which is copied and stays as it is.
+
+    Adapters of peft are trained inside the model that they were put on; saved are the adapters.
+
+    Args:
+        tokenizer: None takes that of ``model.path``.
+
+    Raises:
+        ConfigError: it lacks something of :data:`NEEDED`, has parameters that are not float32, or none that is trained; or as
+            :func:`load_policy`.
+    """
+    whole = copy.deepcopy(model)
+    policy = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
+    kind = type(model).__name__
+    missing = [name for name in NEEDED if not hasattr(policy, name)]
+    if missing or not isinstance(policy, torch.nn.Module):
+        raise ConfigError(
+            f"model = {kind} has no {' and no '.join(missing) or 'parameters'}; give a causal language model of transformers, a "
+            "subclass, or one with adapters of peft"
+        )
+    kinds = {str(p.dtype).removeprefix("torch.") for p in policy.parameters()}
+    if kinds != {"float32"}:
+        raise ConfigError(f"model = {kind} has parameters in {', '.join(sorted(kinds))}; pass model.float()")
+    if config.rollout.engine != "transformers":
+        raise ConfigError(
+            f"rollout.engine = {config.rollout.engine!r} samples from files of weights, and model = {kind} is an object; use "
+            "'transformers'"
+        )
+    if not any(p.requires_grad for p in policy.parameters()):
+        raise ConfigError(f"model = {kind} has no parameter that is trained; set requires_grad on those that should be")
+    tokenizer = load_tokenizer(config) if tokenizer is None else copy.deepcopy(tokenizer)
+    check_tokenizer(tokenizer, kind)
+    return _ready(policy, tokenizer, config, kind), whole, tokenizer
+
+
+def _ready(model: Any, tokenizer: Any, config: RunConfig, path: str) -> Any:
+    """A model that fits its tokenizer and the run, on the run's device."""
     highest, rows = max(tokenizer.get_vocab().values()), model.get_input_embeddings().weight.shape[0]
     if highest >= rows:
         # The other way round is common: embeddings are padded to a round number.
@@ -179,7 +228,7 @@ def load_policy(config: RunConfig) -> tuple[Any, Any]:
         model.generation_config.eos_token_id = list(stops)
     if config.activation_checkpointing:
         recompute_layers(model, path)
-    return model.to(device_of(config)).eval(), tokenizer
+    return model.to(device_of(config)).eval()
 
 
 def refuse_missing(found: Mapping[str, Any], path: str) -> None:
@@ -258,6 +307,21 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
+def trained_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Name -> parameter of those that are not frozen."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_weights(model: Any, tokenizer: Any, folder: Path) -> None:
+    """What a checkpoint keeps: the policy; of one with frozen parameters those that are trained, by name."""
+    trained = trained_parameters(model)
+    if len(trained) == len(dict(model.named_parameters())):
+        save_policy(model, tokenizer, folder)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: p.detach().cpu().contiguous() for name, p in trained.items()}, folder / TRAINED)
+
+
 def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write weights, config and tokenizer in Hugging Face format, without a progress bar for each."""
     with _no_progress_bar():
@@ -266,7 +330,7 @@ def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def read_weights(model: Any, folder: Path) -> None:
-    """Put the weights that :func:`save_policy` wrote back into the model, to the bit.
+    """Put the weights that :func:`save_weights` wrote back into the model, to the bit.
 
     transformers reads them, since it writes the tensors of some architectures under other names (GPT-NeoX) and in other
     shapes (mixtures of experts) than the model has.
@@ -274,6 +338,12 @@ def read_weights(model: Any, folder: Path) -> None:
     Raises:
         ConfigError: some are missing, or they cannot be read.
     """
+    if (folder / TRAINED).is_file():
+        kept = load_file(folder / TRAINED)
+        with torch.no_grad():
+            for name, parameter in trained_parameters(model).items():
+                parameter.copy_(kept[name])
+        return
     saved, found = _loaded(type(model), str(folder), config=model.config, dtype=model.dtype, output_loading_info=True)
     refuse_missing(found, str(folder))
     weights = dict(saved.named_parameters())

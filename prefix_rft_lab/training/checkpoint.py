@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from prefix_rft_lab.core.config import ConfigError, RunConfig, identity
 from prefix_rft_lab.core.errors import RunError
 from prefix_rft_lab.core.files import disk_error, ends
-from prefix_rft_lab.models.policy import read_weights, save_policy
+from prefix_rft_lab.models.policy import read_weights, save_weights
 from prefix_rft_lab.runs.run import environment
 
 VERSIONS = ("source", "python", "torch", "transformers", "tokenizers", "numpy", "threads", "gpu")
@@ -88,7 +88,7 @@ class Checkpoints:
             shutil.rmtree(left, ignore_errors=True)  # by a process that was killed: only one trains a run
         try:
             temporary.mkdir(parents=True)
-            save_policy(model, tokenizer, temporary / "model")
+            save_weights(model, tokenizer, temporary / "model")
             torch.save({name: one.state_dict() for name, one in optimizers.items()}, temporary / "optimizers.pt")
             state = {
                 "place": asdict(place),
@@ -176,7 +176,7 @@ class Checkpoints:
         folder = self.folder / f".tmp-{os.getpid()}"
         before = {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
         try:
-            save_policy(model, tokenizer, folder)
+            save_weights(model, tokenizer, folder)
             read_weights(model, folder)
         except (OSError, SafetensorError) as error:
             raise disk_error(error, folder) from error

@@ -46,7 +46,14 @@ from prefix_rft_lab.data import rewards, sources
 from prefix_rft_lab.data.rewards import Scorer
 from prefix_rft_lab.data.task import Task, with_task
 from prefix_rft_lab.models.generation import Completion, Request, TransformersEngine, engine_for
-from prefix_rft_lab.models.policy import autocast_dtype, device_of, load_policy, save_policy
+from prefix_rft_lab.models.policy import (
+    adopt_policy,
+    autocast_dtype,
+    device_of,
+    load_policy,
+    save_policy,
+    trained_parameters,
+)
 from prefix_rft_lab.models.templates import stop_ids
 from prefix_rft_lab.models.tokens import encode_problems, pad_id, step_ends
 from prefix_rft_lab.runs.run import (
@@ -74,6 +81,8 @@ def train(
     *,
     problems: Any = None,
     task: Task | None = None,
+    model: Any = None,
+    tokenizer: Any = None,
     out: str | Path = "runs",
     progress: bool = True,
     on_step: Callable[[dict[str, Any]], None] | None = None,
@@ -90,6 +99,9 @@ def train(
         problems: problems in place of ``data.problems``: dicts or Problems in a list, a pandas or polars frame, a
             ``datasets.Dataset``. They are kept in ``out/problems``, in a file that is named by their content.
         task: problems with a reward and a template of their own.
+        model: a model object in place of ``model.path``: a causal language model of transformers, a subclass with parts of its
+            own, or one with adapters of peft. It is copied; frozen parameters stay as they are and are in no checkpoint.
+        tokenizer: that of ``model``; by default that of ``model.path``.
         out: folder of all runs.
         progress: show a progress bar with step, reward, entropy, prefix ratio and time to go.
         on_step: called with each line of ``metrics.jsonl``.
@@ -103,6 +115,11 @@ def train(
     config = with_ideas(with_task(config.replace(contents={}), task, problems, Path(out) / "problems"))
     methods.check(config)
     config = located(config, out)
+    policy = None
+    if model is not None:
+        policy = adopt_policy(model, tokenizer, config)
+        # Named by what it holds, beside the files.
+        config = config.replace(contents={**contents(config), "model": policy_hash(policy[0])})
     path = directory_of(config, out)
     if (unknown := unversioned(config)) and os.path.isfile(path / "config.json"):  # noqa: PTH113
         log.warning(
@@ -117,7 +134,7 @@ def train(
         with torch_state(config.threads), RunWriter(config, out, fresh=fresh) as writer:
             # It may have been finished since.
             if fresh or not (path / "DONE.json").is_file():
-                with Trainer(config, writer) as trainer:
+                with Trainer(config, writer, policy) as trainer:
                     trainer.run(progress=progress, on_step=on_step)
                 trained = True
     run = Run(path)
@@ -134,12 +151,16 @@ def train(
 class Trainer:
     """One run in progress. :func:`train` is the way in; notebooks may also step it by hand."""
 
-    def __init__(self, config: RunConfig, writer: RunWriter) -> None:
+    def __init__(self, config: RunConfig, writer: RunWriter, policy: tuple[Any, Any, Any] | None = None) -> None:
         self.config = config
         self.writer = writer
         self.method = methods.check(config)
         self.device = device_of(config)
-        self.model, self.tokenizer = load_policy(config)
+        if policy is None and "model" in config.contents:
+            raise ConfigError(
+                f"{writer.path} was trained from a model object, which no config names; pass it again as model="
+            )
+        self.model, self.saved, self.tokenizer = policy or _whole(load_policy(config))
         self.stop_ids = stop_ids(self.tokenizer)
         with ExitStack() as started:
             self.engine = engine_for(self.model, config, eos_id=self.stop_ids)
@@ -214,9 +235,15 @@ class Trainer:
             if stage.replay is not None and stage.replay.batch(config) > with_demonstration:
                 raise ConfigError(
                     f"method = {config.method!r} waits for {stage.replay.batch(config)} problems before an update, and "
-                    f"{with_demonstration} have a demonstration; lower {stage.replay.setting}"
+                    f"{with_demonstration} have a demonstration; lower relift.batch_problems"
                 )
-            getattr(stage.rows, "check_data", lambda config, problems: None)(config, train_problems)
+            if stage.rows is prefixes.hint_rows and not any(
+                d.step_ends for p in train_problems for d in p.demonstrations
+            ):
+                raise ConfigError(
+                    f"method = {config.method!r} shows solution steps, which are lines, and no demonstration has more "
+                    "than one line; bring others, or use method 'prefix_rft'"
+                )
         report = {
             "train": len(train_problems),
             "with_demonstration": with_demonstration,
@@ -409,7 +436,10 @@ class Trainer:
             sections["replay"] = stage.replay.section(self.config)
         return {
             name: torch.optim.AdamW(
-                self.model.parameters(), lr=section.lr, betas=section.betas, weight_decay=section.weight_decay
+                trained_parameters(self.model).values(),
+                lr=section.lr,
+                betas=section.betas,
+                weight_decay=section.weight_decay,
             )
             for name, section in sections.items()
         }
@@ -667,7 +697,7 @@ class Trainer:
         if config.records.save_model:
             folder = self.writer.path / "model"
             try:
-                save_policy(self.model, self.tokenizer, folder)
+                save_policy(self.saved, self.tokenizer, folder)
             except (OSError, SafetensorError) as error:
                 raise disk_error(error, folder) from error
         self.writer.finish(summary, seconds)
@@ -687,6 +717,17 @@ def _problems_hash(problems: Sequence[EncodedProblem]) -> str:
     for p in problems:
         digest.update(json.dumps([p.index, p.prompt_ids, p.problem.answer, [d.ids for d in p.demonstrations]]).encode())
     return digest.hexdigest()[:12]
+
+
+def _whole(loaded: tuple[Any, Any]) -> tuple[Any, Any, Any]:
+    """(policy, what is saved, tokenizer): of a model that was loaded, the policy itself is saved."""
+    return loaded[0], *loaded
+
+
+def policy_hash(model: Any) -> str:
+    """Twelve hex digits that name a model object: its class, weights, and which of them are trained."""
+    told = [type(model).__name__, _weights_hash(model), list(trained_parameters(model))]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
 
 
 def _weights_hash(model: Any) -> str:

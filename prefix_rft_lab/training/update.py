@@ -22,7 +22,7 @@ from prefix_rft_lab.algorithm import losses, methods
 from prefix_rft_lab.core import rng
 from prefix_rft_lab.core.config import OptimConfig, RunConfig
 from prefix_rft_lab.core.types import KIND_NAMES, Row, TokenKind, TokenStats
-from prefix_rft_lab.models.policy import autocast_dtype, response_stats
+from prefix_rft_lab.models.policy import autocast_dtype, response_stats, trained_parameters
 from prefix_rft_lab.models.tokens import pad_rows
 
 
@@ -152,9 +152,9 @@ class Updater:
         group = torch.tensor([places.setdefault(row.problem.key, len(places)) for row in rows])
         prefix_group = torch.tensor([row.prefix_number if row.prefix_ids else -1 for row in rows])
         scores = torch.tensor([row.score for row in rows], dtype=torch.float32)
-        shared = self.config.rollout.rows_per_prefix
-        rows_of_step = credit.Scores(scores=scores, group=group, prefix_group=prefix_group, rows_per_prefix=shared)
-        values = credit.ESTIMATORS.find(stage.estimator(self.config))(rows_of_step)
+        values = credit.ESTIMATORS[stage.estimator(self.config)](
+            scores, group, prefix_group, rows_per_prefix=self.config.rollout.rows_per_prefix
+        )
         return {
             TokenKind.ON_POLICY: values.sampled,
             TokenKind.CONTINUATION: values.sampled,
@@ -306,7 +306,7 @@ class Updater:
             total += float(loss.detach())
         if not batches:
             # No row has a gradient, as when every group scores alike: still a step, on gradients of 0.
-            for parameter in self.model.parameters():
+            for parameter in trained_parameters(self.model).values():
                 parameter.grad = torch.zeros_like(parameter)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), section.grad_clip))
         if math.isfinite(norm) and math.isfinite(total):  # or the moments would be lost for good
@@ -330,7 +330,7 @@ class Updater:
         """Add the gradient of ``loss`` to ``total``, one tensor a parameter, and leave the graph for the backward pass."""
         if not loss.requires_grad:
             return
-        parameters = list(self.model.parameters())
+        parameters = list(trained_parameters(self.model).values())
         found = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
         if not total:
             total.extend(found)
