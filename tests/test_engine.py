@@ -12,6 +12,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from prefix_rft_lab import rng
 from prefix_rft_lab.generation import Request, TransformersEngine
+from prefix_rft_lab.models.generation import transformers_engine
+from prefix_rft_lab.models.generation.transformers_engine import RaggedCache
 from prefix_rft_lab.tasks import chains
 from prefix_rft_lab.tokens import prompt_ids
 
@@ -310,3 +312,49 @@ def test_half_precision_keeps_the_cache_in_it(models):
                 logits = model(ids).logits[0, len(context) - 1 : -1]
             logp = logits.float().log_softmax(-1).gather(-1, ids[0, len(context) :, None])[:, 0]
             assert (logp - torch.tensor(found.logp)).abs().mean() < 0.05
+
+
+def test_contexts_are_prefilled_in_parts_and_held_once(tiny, monkeypatch):
+    """Whatever the parts, the rows are the same; and beside the cache only one part of the contexts stands in memory."""
+    model, _ = tiny
+    lengths = [40, 3, 40, 17, 3, 28, 5, 40]
+    rows = [
+        Request(context_ids=[2 + (i + j) % 30 for j in range(n)], max_new_tokens=6, key=i)
+        for i, n in enumerate(lengths)
+        for _ in range(3)
+    ]
+    parts = []
+    load = RaggedCache.load
+
+    def measured(self, layers, into, contexts):
+        parts.append(layers[0].keys.shape[0] * layers[0].keys.shape[2])
+        load(self, layers, into, contexts)
+        assert layers == [], "the prefilled layers are let go"
+
+    monkeypatch.setattr(RaggedCache, "load", measured)
+    whole = TransformersEngine(model, eos_id=1).generate(rows)
+    assert parts == [8 * 40], "copies of a context are computed once"
+    monkeypatch.setattr(transformers_engine, "PREFILLED_TOKENS", 60)
+    cut = TransformersEngine(model, eos_id=1).generate(rows)
+    assert len(parts) > 4 and max(parts[1:]) <= 60
+    assert [c.token_ids for c in cut] == [c.token_ids for c in whole]
+    for a, b in zip(cut, whole, strict=True):
+        assert a.logp == pytest.approx(b.logp, abs=1e-5)
+
+
+def test_the_memory_of_a_prefill_in_bfloat16(tiny):
+    """The cache, one part of the contexts in float32, and one layer of it twice: never all rows in float32."""
+    from torch.distributed._tools.mem_tracker import MemTracker
+
+    model, _ = tiny
+    rows = [Request(context_ids=[2 + (7 * i) % 30 for i in range(200)], max_new_tokens=1, key=k) for k in range(256)]
+    engine = TransformersEngine(model, eos_id=-1, autocast=torch.bfloat16)
+    cache = RaggedCache(torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        tracker = MemTracker()
+        with tracker:
+            engine._prefill(rows, cache)
+        peak = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    held = sum(tensor.nbytes for tensor in cache.keys + cache.values)
+    layers = len(cache.keys)
+    assert held < peak < held * (1 + 1.5 / layers)

@@ -16,6 +16,7 @@ from transformers import T5Config
 
 from prefix_rft_lab import cli, planning, trainer
 from prefix_rft_lab.config import ConfigError, preset
+from prefix_rft_lab.data.rewards import Scorer
 from prefix_rft_lab.generation.transformers_engine import RaggedCache
 from prefix_rft_lab.methods import METHODS
 from prefix_rft_lab.models import generation
@@ -37,6 +38,11 @@ def part(found, name):
 
 
 # ---------------------------------------------------------------- the models of the presets
+
+
+def score_all(monkeypatch, score):
+    """Let the i-th of some rows score ``score(i)``."""
+    monkeypatch.setattr(Scorer, "total", lambda self, parts: [float(score(i)) for i, _ in enumerate(*parts.values())])
 
 
 @pytest.mark.parametrize(
@@ -107,7 +113,7 @@ def test_bytes_are_those_of_a_real_trainer(tmp_path, small, monkeypatch, method)
     config = small(method=method, **{"relift.batch_problems": 1, "model.dtype": "bfloat16"})
     found = plan(config)
     # Every rollout fails, so that the buffer of ReLIFT fills.
-    monkeypatch.setattr(Trainer, "score", lambda self, responses, golds: [float(i == 1) for i in range(len(responses))])
+    score_all(monkeypatch, lambda i: i == 1)
     with RunWriter(config, tmp_path) as writer, Trainer(config, writer) as one:
         [stage] = METHODS[method].stages
         optimizers = one.optimizers(stage)
@@ -230,6 +236,25 @@ def test_the_cache_is_that_of_the_real_engine(tiny, small, monkeypatch, dtype):
     assert max(grown) >= planned * (1 - (GROWTH + 1) / columns)
 
 
+def test_a_plan_holds_what_prefills_and_checks_take(small):
+    config = preset("paper-7b", **{"rollout.engine": "transformers"})
+    found = plan(config)
+    model, tokens = found.model, planning.PREFILLED_TOKENS
+    assert tokens > config.rollout.row_tokens
+    layer = model.kept_bytes / model.layers
+    assert part(found, "prefill").bytes == tokens * (2 * 28 * 4 * 128 * 4 + layer)
+    checked = part(plan(config.replace(**{"rollout.engine": "vllm"})), "check of vLLM")
+    chunk = 2**25 // 152_064
+    assert checked.bytes == pytest.approx(chunk * 152_064 * 12 + config.rollout.row_tokens * layer)
+    assert checked.phases == ("sampling",)
+
+
+def test_a_plan_of_problems_that_are_not_there_says_so(small, tmp_path):
+    with pytest.raises(ConfigError, match=r"data.problems = '.*nowhere.jsonl' is not a file; give the path"):
+        plan(small(**{"data.problems": str(tmp_path / "nowhere.jsonl")}))
+    assert plan(small(**{"data.problems": "owner/name"})).steps == 4, "the Hub is not asked"
+
+
 def test_diagnostics_hold_a_gradient_for_each_kind(tmp_path, small, monkeypatch):
     config = small(micro_batch_tokens=64)
     found = plan(config)
@@ -243,7 +268,7 @@ def test_diagnostics_hold_a_gradient_for_each_kind(tmp_path, small, monkeypatch)
             held[id(total)] = sum(tensor.nbytes for tensor in total)
 
         monkeypatch.setattr(one.updater, "_add_gradient", counted)
-        monkeypatch.setattr(Trainer, "score", lambda self, rows, golds: [float(i % 2) for i in range(len(rows))])
+        score_all(monkeypatch, lambda i: i % 2)
         one.step(stage, one.optimizers(stage), 0, 0)
     # One more is on its way to its sum.
     assert part(found, "diagnostics").bytes == sum(held.values()) + part(found, "weights").bytes
@@ -282,7 +307,7 @@ def test_rows_outside_steps_are_those_that_a_run_samples(tmp_path, small, monkey
     monkeypatch.setattr(TransformersEngine, "generate", counted)
     monkeypatch.setattr(generation, "prove", lambda *_, **__: None)
     # No row is right: all probed problems are hard, which is the most that can be.
-    monkeypatch.setattr(Trainer, "score", lambda self, rows, golds: [0.0] * len(rows))
+    score_all(monkeypatch, lambda i: 0)
     trainer.train(config, out=tmp_path, progress=False)
     found = plan(config)
     [stage] = found.stages

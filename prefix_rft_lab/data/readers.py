@@ -232,14 +232,23 @@ def _plain(value: Any) -> Any:
 
 
 def _rows(source: str, field: str) -> Iterator[dict[str, Any]]:
+    refuse_missing(source, field)
     if files := hub.files_of(source):
         return chain.from_iterable(_file(file, f"{field} = {str(file)!r}") for file in files)
-    if is_hub_name(source) and not Path(source).parent.is_dir():
-        return _hub(source, field)
-    raise ConfigError(
-        f"{field} = {source!r} is not a file; give the path of {_HINT}, or a data set on the Hub as "
-        f"owner/name{', or chains' if field == 'data.problems' else ''}"
-    )
+    return _hub(source, field)
+
+
+def refuse_missing(source: str, field: str = "data.problems") -> None:
+    """Raise where a source is neither a file nor has the form of a name on the Hub, which is not asked.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if not hub.files_of(source) and not (is_hub_name(source) and not Path(source).parent.is_dir()):
+        raise ConfigError(
+            f"{field} = {source!r} is not a file; give the path of {_HINT}, or a data set on the Hub as "
+            f"owner/name{', or chains' if field == 'data.problems' else ''}"
+        )
 
 
 def _file(path: Path, name: str) -> Iterator[dict[str, Any]]:

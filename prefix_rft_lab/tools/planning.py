@@ -27,6 +27,8 @@ from prefix_rft_lab.analysis.budgets import rows_of_step
 from prefix_rft_lab.core.config import ConfigError, RunConfig
 from prefix_rft_lab.core.types import TokenKind
 from prefix_rft_lab.data import sources
+from prefix_rft_lab.data.readers import refuse_missing
+from prefix_rft_lab.models.generation.transformers_engine import PREFILLED_TOKENS
 from prefix_rft_lab.models.policy import (
     LOGITS_AT_ONCE,
     autocast_dtype,
@@ -233,8 +235,8 @@ def plan(config: RunConfig, *, response_tokens: int | None = None) -> RunPlan:
             Rows, memory and disk are bounds and do not depend on it.
 
     Raises:
-        ConfigError: settings that the method cannot obey, no such model, a context that is too short, or more response
-            tokens than allowed.
+        ConfigError: settings that the method cannot obey, no such model or file of problems, a context that is too short, or
+            more response tokens than allowed.
     """
     method = methods.check(config)
     rollout = config.rollout
@@ -244,6 +246,8 @@ def plan(config: RunConfig, *, response_tokens: int | None = None) -> RunPlan:
             f"response_tokens = {tokens} lies outside 1 to rollout.max_response_tokens = {rollout.max_response_tokens}; "
             "give a length in between"
         )
+    if config.data.problems != "chains":
+        refuse_missing(config.data.problems)
     model = model_size(config)
     stages = tuple(_stage_plan(stage, config, model, tokens) for stage in method.stages)
     evaluated, at_once = _generated(config, stages)
@@ -548,7 +552,22 @@ def _engine_parts(config: RunConfig, model: ModelSize, rows: int) -> Iterator[Pa
             bytes=size,
             phases=held,
         )
+        read, chunk = longest, min(longest, max(1, LOGITS_AT_ONCE // model.vocab))
+        yield Part(
+            name="check of vLLM",
+            sum=f"{chunk:,} tokens (a chunk) x {model.vocab:,} x {LOGIT_COPIES * 4} B, and one layer of the longest row",
+            bytes=chunk * model.vocab * LOGIT_COPIES * 4 + read * (model.kept_bytes or 0) / model.layers,
+            phases=("sampling",),
+        )
         return
+    read = max(longest, min(rows * longest, PREFILLED_TOKENS))
+    layer = (model.kept_bytes or 0) / model.layers
+    yield Part(
+        name="prefill",
+        sum=f"{read:,} tokens x ({cache_bytes_per_token(model, 4):,} B of keys and values + {layer:,.0f} B one layer)",
+        bytes=read * (cache_bytes_per_token(model, 4) + layer),
+        phases=("sampling",),
+    )
     yield Part(
         name="key-value cache",
         sum=f"{rows:,} rows x ({longest:,} + {GROWTH}) tokens x {model.cache_bytes:,} B",

@@ -9,7 +9,7 @@ batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,23 @@ SHRINK_AT = 0.9
 single row that ends would cost more than the row."""
 GROW = 16
 """Columns by which the key-value cache grows: room for the longest possible row would mostly be copied unused."""
+
+
+PREFILLED_TOKENS = 2**15
+"""Tokens, padding included, that are prefilled together at most, unless a single context is longer."""
+
+
+def _parts(contexts: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """Contexts in parts of :data:`PREFILLED_TOKENS`; in several, those of similar length together."""
+    if len(contexts) * max(map(len, contexts)) > PREFILLED_TOKENS:
+        contexts = sorted(contexts, key=len)
+    part: list[tuple[int, ...]] = []
+    for context in contexts:
+        if part and (len(part) + 1) * max(len(context), len(part[-1])) > PREFILLED_TOKENS:
+            yield part
+            part = []
+        part.append(context)
+    yield part
 
 
 class RaggedCache(Cache):
@@ -43,20 +60,30 @@ class RaggedCache(Cache):
         self.rows = torch.empty(0, dtype=torch.long)  # (rows,) 0, 1, 2, ...
         self.width = 0
 
-    def load(self, layers: list[tuple[torch.Tensor, torch.Tensor]], lengths: torch.Tensor) -> None:
-        """Start from prefilled (keys, values) of each layer, (rows, heads, width, head_dim), valid up to ``lengths``."""
-        self.keys = [keys.to(self.dtype or keys.dtype) for keys, _ in layers]
-        self.values = [values.to(self.dtype or values.dtype) for _, values in layers]
+    def start(self, lengths: torch.Tensor) -> None:
+        """Begin with rows of some lengths, (rows,) int64, whose keys and values :meth:`load` fills in."""
         self.columns = lengths
         self.rows = torch.arange(len(lengths), device=lengths.device)
+
+    def load(self, layers: list[Any], rows: torch.Tensor, contexts: torch.Tensor) -> None:
+        """Copy the prefilled layers of some contexts, each with keys and values (contexts, heads, width, head_dim), to rows.
+
+        ``layers`` is emptied, so that only one layer stands in memory twice.
+        """
+        for number in range(len(layers)):
+            layer = layers.pop(0)
+            for tensors, found in ((self.keys, layer.keys), (self.values, layer.values)):
+                if len(tensors) == number:
+                    shape = (len(self.rows), found.shape[1], int(self.columns.max()), found.shape[3])
+                    tensors.append(found.new_zeros(shape, dtype=self.dtype))
+                tensors[number][rows, :, : found.shape[2]] = found.to(tensors[number].dtype)[contexts]
 
     def select(self, rows: torch.Tensor) -> None:
         """Keep only the given rows, (kept,) int64, and the columns that they use."""
         self.columns = self.columns[rows]
         self.rows = torch.arange(len(rows), device=rows.device)
         width = int(self.columns.max())
-        self.keys = [keys[rows, :, :width] for keys in self.keys]
-        self.values = [values[rows, :, :width] for values in self.values]
+        self._each(lambda tensor: tensor[rows, :, :width])
 
     def make_room(self) -> None:
         """Let every row write one more column."""
@@ -64,8 +91,13 @@ class RaggedCache(Cache):
         missing = self.width - self.keys[0].shape[2]
         if missing > 0:
             room = (0, 0, 0, missing + GROW)
-            self.keys = [torch.nn.functional.pad(keys, room) for keys in self.keys]
-            self.values = [torch.nn.functional.pad(values, room) for values in self.values]
+            self._each(lambda tensor: torch.nn.functional.pad(tensor, room))
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Change keys and values layer by layer: only one stands in memory twice."""
+        for tensors in (self.keys, self.values):
+            for number, tensor in enumerate(tensors):
+                tensors[number] = change(tensor)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -134,21 +166,29 @@ class TransformersEngine:
     def _prefill(self, requests: Sequence[Request], cache: RaggedCache) -> torch.Tensor:
         """Fill the cache from the contexts, each distinct one computed once; returns (rows, vocab) next-token logits."""
         device = self.model.device
-        distinct: dict[tuple[int, ...], int] = {}
-        row_to_context = [distinct.setdefault(tuple(r.context_ids), len(distinct)) for r in requests]
-        contexts = list(distinct)
-        lengths = torch.tensor([len(c) for c in contexts], device=device)
-        # Right padding: causal attention keeps it out of sight of every real token.
-        ids = torch.zeros((len(contexts), int(lengths.max())), dtype=torch.long, device=device)
-        for i, context in enumerate(contexts):
-            ids[i, : len(context)] = torch.tensor(context, device=device)
-        # Without the model's config no layer cuts its keys to a sliding window, whose end is another one in every row.
-        output = self.model.base_model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True)
-        last = output.last_hidden_state[torch.arange(len(contexts), device=device), lengths - 1]
-        index = torch.tensor(row_to_context, device=device)
-        layers = [(layer.keys[index], layer.values[index]) for layer in output.past_key_values.layers]
-        cache.load(layers, lengths[index])
-        return head_of(self.model)(last)[index]
+        distinct: dict[tuple[int, ...], list[int]] = {}
+        for row, request in enumerate(requests):
+            distinct.setdefault(tuple(request.context_ids), []).append(row)
+        cache.start(torch.tensor([len(r.context_ids) for r in requests], device=device))
+        logits: torch.Tensor | None = None
+        for contexts in _parts(list(distinct)):
+            lengths = torch.tensor([len(c) for c in contexts], device=device)
+            # Right padding: causal attention keeps it out of sight of every real token.
+            ids = torch.zeros((len(contexts), int(lengths.max())), dtype=torch.long, device=device)
+            for i, context in enumerate(contexts):
+                ids[i, : len(context)] = torch.tensor(context, device=device)
+            # Without the model's config no layer cuts its keys to a sliding window, whose end is another one in every row.
+            output = self.model.base_model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True)
+            last = output.last_hidden_state[torch.arange(len(contexts), device=device), lengths - 1]
+            rows = torch.tensor([row for c in contexts for row in distinct[c]], device=device)
+            index = torch.tensor([i for i, c in enumerate(contexts) for _ in distinct[c]], device=device)
+            cache.load(output.past_key_values.layers, rows, index)
+            found = head_of(self.model)(last)
+            if logits is None:
+                logits = found.new_empty((len(requests), found.shape[-1]))
+            logits[rows] = found[index]
+        assert logits is not None
+        return logits
 
     def _attention_mask(self, cache: RaggedCache) -> torch.Tensor | dict[str, torch.Tensor]:
         """(rows, 1, 1, width), True where a row's new token looks: at what was written, in layers with a sliding window at its
