@@ -361,9 +361,10 @@ class RecordConfig(Section):
     """Whether the final weights are written in Hugging Face format."""
     writers: str = "none"
     """Where else metrics, evaluations and config are shown (:data:`prefix_rft_lab.runs.writers.WRITERS`): ``tensorboard``,
-    ``wandb``, ``trackio``, several joined by ``+``, or ``none``. The run's own directory stays what counts."""
+    ``wandb``, ``trackio`` or another tracker of accelerate, several joined by ``+``, or ``none``. The run's own directory
+    stays what counts."""
     project: str = Field("prefix-rft", pattern=r"^[^/\\#?%:]+$")
-    """Project that wandb and trackio show the run in."""
+    """Project that a tracker shows the run in."""
 
 
 SHOWN_ELSEWHERE = ("records.writers", "records.project", "imports")

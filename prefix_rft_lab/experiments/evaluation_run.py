@@ -29,7 +29,7 @@ from prefix_rft_lab.core.files import (
     write_text,
 )
 from prefix_rft_lab.core.registry import with_ideas
-from prefix_rft_lab.core.tables import format_table, with_interval
+from prefix_rft_lab.core.tables import show, with_interval
 from prefix_rft_lab.core.types import EncodedProblem, Problem
 from prefix_rft_lab.data.task import Task, with_task
 from prefix_rft_lab.runs.run import Run, environment, torch_state
@@ -506,37 +506,38 @@ def _write(
     return out, beside
 
 
+_SHAPES = {"tokens": ".1f", "truncated": ".1%"}
+
+
+def _scores(part: Mapping[str, Any], k: int | str) -> dict[str, Any]:
+    """A summary as the cells of a table, with 95% intervals over problems."""
+    row = {"problems": part["problems"]}
+    for name, head in (("avg", f"avg@{k}"), ("pass", f"pass@{k}"), ("greedy", "greedy")):
+        row |= {head: part[name], **dict(zip((f"{head}_low", f"{head}_high"), part[f"{name}_interval"], strict=True))}
+    return row | {name: part[name] for name in _SHAPES}
+
+
 def format_summary(summary: Mapping[str, Any]) -> str:
     """A small table: overall and each level, with 95% intervals over problems."""
-    k = summary["k"]
-    rows = [("level", "problems", f"avg@{k}", f"pass@{k}", "greedy", "tokens", "truncated")]
-    for name, part in [("all", summary), *summary.get("levels", {}).items()]:
-        cells = [with_interval(part[n], *part[f"{n}_interval"]) for n in ("avg", "pass", "greedy")]
-        rows.append((name, str(part["problems"]), *cells, f"{part['tokens']:.1f}", f"{part['truncated']:.1%}"))
-    return format_table(rows)
+    parts = {"all": summary, **summary.get("levels", {})}
+    rows = [{"level": name} | _scores(part, summary["k"]) for name, part in parts.items()]
+    return show(pd.DataFrame(rows), formats=_SHAPES)
 
 
 def format_benchmarks(evaluations: Sequence[Evaluation]) -> str:
-    """A line a benchmark, with 95% intervals over problems, and the mean over benchmarks; pass@k below."""
+    """A line for each benchmark, with 95% intervals over problems, and the mean over benchmarks; pass@k below."""
     from prefix_rft_lab.data.benchmarks import BENCHMARKS
     from prefix_rft_lab.runs.summary import pass_curve
 
-    rows: list[tuple[str, ...]] = [
-        ("benchmark", "problems", "samples", "avg@k", "pass@k", "greedy", "tokens", "truncated")
+    rows = [
+        {"benchmark": BENCHMARKS[found.split].title, "problems": 0, "samples": found.summary["k"]}
+        | _scores(found.summary, "k")
+        for found in evaluations
     ]
-    for found in evaluations:
-        part = found.summary
-        cells = [with_interval(part[n], *part[f"{n}_interval"]) for n in ("avg", "pass", "greedy")]
-        title = BENCHMARKS[found.split].title
-        rows.append(
-            (title, str(part["problems"]), str(part["k"]), *cells, f"{part['tokens']:.1f}", f"{part['truncated']:.1%}")
-        )
-    if len(evaluations) > 1:
-        means = [
-            f"{sum(f.summary[name] for f in evaluations) / len(evaluations):.3f}" for name in ("avg", "pass", "greedy")
-        ]
-        rows.append(("mean", "", "", *means, "", ""))
-    text = format_table(rows)
+    if len(rows) > 1:
+        means = {head: sum(row[head] for row in rows) / len(rows) for head in ("avg@k", "pass@k", "greedy")}
+        rows.append(dict.fromkeys(["problems", "samples", *_SHAPES], "") | {"benchmark": "mean"} | means)
+    text = show(pd.DataFrame(rows), formats=_SHAPES)
     curves = {BENCHMARKS[found.split].title: pass_curve(found.table) for found in evaluations if found.summary["k"] > 1}
     if curves:
         text += "\n\npass@k, unbiased\n" + "\n".join(
