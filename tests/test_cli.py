@@ -211,7 +211,7 @@ def test_several_methods_and_seeds_are_one_run_each_and_the_base_policy_is_one()
         (["--method=rft,lufy"], "method = 'lufy' is not known; use one of base, sft"),
         (["--method=rft", "--set=prefix.loss=static"], "prefix.loss = 'static' has no meaning for method 'rft'"),
         (["--set=loss.advantage=grpo_v9"], "loss.advantage = 'grpo_v9' is not known; use one of dr_grpo,"),
-        (["--set=prefix.schedule=cosin"], "prefix.schedule = 'cosin' cannot be used"),
+        (["--set=prefix.schedule=cosin"], "prefix.schedule = 'cosin' is not known; use one of cosine"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_before_anything_is_written(tmp_path, capsys, arguments, words):
