@@ -76,7 +76,7 @@ _HOMES = {
 
 _LAYERS = {
     "core": "config types rng hub registry",
-    "algorithm": "schedules prefixes advantages entropy losses methods",
+    "algorithm": "schedules prefixes advantages entropy losses stages methods",
     "data": "answers rewards verifier task",
     "runs": "writers",
     "models": "policy tokens templates generation",

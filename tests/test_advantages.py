@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from prefix_rft_lab.advantages import ESTIMATORS, grpo, luffy_joint, luffy_split
+from prefix_rft_lab import advantages
+from prefix_rft_lab.advantages import Scores, plain_baseline
 
 # One problem, three plain rows (1, 0, 0) and one hybrid row (1): m8 = 1/2, m0 = 1/3.
 SCORES = torch.tensor([1.0, 0.0, 0.0, 1.0])
@@ -16,6 +17,19 @@ PREFIX = torch.tensor([-1, -1, -1, 0])
 STD8 = math.sqrt(1 / 3)  # four deviations of 1/2: sum of squares 1, over n - 1 = 3
 STD0 = math.sqrt(1 / 3)  # deviations 2/3, -1/3, -1/3: sum of squares 6/9, over 2
 EPS = 1e-6
+
+
+def estimator(name):
+    """``(scores, group, prefix_group, **settings)`` -> advantages of the estimator of that name."""
+
+    def estimate(scores, group, prefix, **settings):
+        return advantages.ESTIMATORS[name](Scores(scores=scores, group=group, prefix_group=prefix, **settings))
+
+    return estimate
+
+
+ESTIMATORS = {name: estimator(name) for name in advantages.ESTIMATORS}
+grpo = ESTIMATORS["grpo"]
 
 BY_HAND = {
     "dr_grpo": ([0.5, -0.5, -0.5, 0.5], 0.5),
@@ -121,30 +135,26 @@ def test_empty_input(name):
     assert rows.sampled.shape == rows.prefix.shape == (0,)
 
 
-def test_grpo_without_std_is_dr_grpo():
-    scores, group, prefix = _random_rows(seed=4)
-    plain = grpo(scores, group, prefix, normalise_by_std=False).sampled
-    torch.testing.assert_close(plain, ESTIMATORS["dr_grpo"](scores, group, prefix).sampled)
-
-
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="one entry a row"):
         ESTIMATORS["dr_grpo"](SCORES, GROUP[:2], PREFIX)
 
 
 def test_luffy_by_hand():
-    # Sampled rows 1, 0, 0, 0 and a demonstration that scores 1: joint mean 2/5, on-policy mean 1/4.
+    # Sampled rows 1, 0, 0, 0 and a demonstration that scores 1: joint mean 2/5, mean of the sampled rows 1/4.
     scores, group = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0]), torch.zeros(5, dtype=torch.int64)
-    on_policy = torch.tensor([True, True, True, True, False])
-    torch.testing.assert_close(luffy_joint(scores, group), torch.tensor([0.6, -0.4, -0.4, -0.4, 0.6]))
-    torch.testing.assert_close(luffy_split(scores, group, on_policy), torch.tensor([0.75, -0.25, -0.25, -0.25, 0.75]))
+    prefix = torch.tensor([-1, -1, -1, -1, 0])
+    joint, split = (ESTIMATORS[name](scores, group, prefix) for name in ("dr_grpo", "plain_baseline"))
+    torch.testing.assert_close(joint.sampled, torch.tensor([0.6, -0.4, -0.4, -0.4, 0.6]))
+    torch.testing.assert_close(split.sampled, torch.tensor([0.75, -0.25, -0.25, -0.25, 0.75]))
     # Squares 9/16 + 3/16 = 3/4 over 3: std 1/2.
-    scaled = luffy_split(scores, group, on_policy, normalise_by_std=True, epsilon=0.0)
-    torch.testing.assert_close(scaled, torch.tensor([1.5, -0.5, -0.5, -0.5, 1.5]))
+    scaled = plain_baseline(Scores(scores=scores, group=group, prefix_group=prefix, epsilon=0.0), standardise=True)
+    torch.testing.assert_close(scaled.sampled, torch.tensor([1.5, -0.5, -0.5, -0.5, 1.5]))
 
 
 def test_luffy_split_replaces_a_zero_std():
     # The policy always fails: its std is 0, and the demonstration's advantage is 1, not 1 / epsilon.
-    scores, on_policy = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([True, True, False])
-    values = luffy_split(scores, torch.zeros(3, dtype=torch.int64), on_policy, normalise_by_std=True)
+    scores, prefix = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([-1, -1, 0])
+    rows = Scores(scores=scores, group=torch.zeros(3, dtype=torch.int64), prefix_group=prefix)
+    values = plain_baseline(rows, standardise=True).sampled
     torch.testing.assert_close(values, torch.tensor([0.0, 0.0, 1.0]), atol=1e-5, rtol=0)

@@ -209,6 +209,15 @@ def test_one_seed_decides_nothing(tmp_path):
     runs = runs_of(tmp_path, "prefix_rft", "rft", seeds=(0,))
     (verdict,) = claims.judge([claim()], {"methods": (plan, runs)}, tested=1)
     assert verdict.verdict == verdict.alone == "undecided" and "one seed" in verdict.sentence
+    assert claims.table([verdict]).loc[0, "here"].endswith("(one seed)")
+
+
+def test_two_seeds_that_decide_nothing_have_no_interval_in_words(tmp_path):
+    runs = runs_of(tmp_path, "prefix_rft", "sft", seeds=(0, 1))
+    plan = sweep_of("prefix_rft", "sft", seeds=(0, 1))
+    (verdict,) = claims.judge([claim(than="methods / sft")], {"methods": (plan, runs)}, tested=1)
+    assert verdict.verdict == "undecided" and verdict.low < 0 < verdict.high
+    assert claims.table([verdict]).loc[0, "here"] == f"{verdict.effect:+.3f} (two seeds decide little)"
 
 
 def test_an_arm_without_a_learning_rate_of_its_own_is_not_judged(tmp_path):

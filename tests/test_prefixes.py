@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from prefix_rft_lab import measure, prefixes, rng, schedules
+from prefix_rft_lab.algorithm.methods import uft
 from prefix_rft_lab.config import ConfigError
 from prefix_rft_lab.tasks import sources
 from prefix_rft_lab.tokens import encode_problems
@@ -209,7 +210,7 @@ STEPS = replace(POOL[7], demonstrations=(Demonstration(ids=[*range(100, 126), EN
 
 
 def hints(problem, config, steps):
-    return [prefixes.hint_rows(problem, step, config) for step in steps]
+    return [uft.hint_rows(problem, step, config) for step in steps]
 
 
 def test_a_hint_is_some_of_the_first_steps_and_all_rows_share_it(small):
@@ -230,13 +231,13 @@ def test_a_hint_is_some_of_the_first_steps_and_all_rows_share_it(small):
 
 def test_hints_end_and_need_steps(small):
     config = small(**{"uft.low": 1.0, "uft.high": 1.0, "rl.steps": 10})
-    assert schedules.hint_steps(config) == 6, "six tenths of the run, as published"
+    assert uft.hint_steps(config) == 6, "six tenths of the run, as published"
     shown = [len(rows[0].prefix_ids) for rows in hints(STEPS, config, range(10))]
     assert shown == [20] * 6 + [0] * 4
     for without in (make(0, None), make(0, 40)):
-        assert [row.prefix_ids for row in prefixes.hint_rows(without, 0, config)] == [[]] * 4
+        assert [row.prefix_ids for row in uft.hint_rows(without, 0, config)] == [[]] * 4
     none = config.replace(**{"uft.hint_steps": 0})
-    assert prefixes.hint_rows(STEPS, 0, none)[0].prefix_ids == []
+    assert uft.hint_rows(STEPS, 0, none)[0].prefix_ids == []
 
 
 def test_many_steps_are_cut_into_parts_as_published(small):

@@ -42,9 +42,8 @@ ESTIMATOR = """
 from prefix_rft_lab import advantages
 
 @advantages.register("mine", version={version!r} or None)
-def mine({argument}, *_, **__):
-    values = {scores} * {value} + 0.5
-    return advantages.RowAdvantages(sampled=values, prefix=values)
+def mine(rows):
+    return rows.advantages(rows.scores * {value} + 0.5)
 """
 
 
@@ -67,7 +66,7 @@ WAYS: dict[str, tuple[dict, str]] = {
     ),
     "estimator": (
         {"method": "rft", "loss.advantage": "mine"},
-        ESTIMATOR.format(version="VERSION", value="VALUE", argument="scores", scores="scores"),
+        ESTIMATOR.format(version="VERSION", value="VALUE"),
     ),
     "schedule": (
         {"prefix.schedule": "mine", "prefix.keep": "all"},

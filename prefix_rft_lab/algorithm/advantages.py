@@ -1,6 +1,6 @@
-"""Credit: from one score a row to one advantage a row and token kind.
+"""Credit: from one score per row to one advantage per row and token kind.
 
-An estimator maps the scores of all rows of a step to two numbers a row: ``sampled``, the advantage of the tokens
+An estimator maps the scores of all rows of a step (:class:`Scores`) to two numbers per row: ``sampled``, the advantage of the tokens
 that the policy wrote, and ``prefix``, that of the tokens copied from the demonstration. Notation of the docstrings:
 s is a row's score, m8 the mean over all rows of its problem, m0 the mean over its plain rows (those without a
 prefix). A group of one row has mean 0 and standard deviation 1 unless an estimator says otherwise; standard
@@ -18,6 +18,7 @@ from functools import partial
 
 import torch
 
+from prefix_rft_lab.core.config import ConfigError, RunConfig
 from prefix_rft_lab.core.registry import Registry
 
 
@@ -35,183 +36,144 @@ class _Statistics:
     std: torch.Tensor  # (rows,) float64, sample standard deviation of the row's group
 
 
-def _statistics(
-    scores: torch.Tensor, group: torch.Tensor, counted: torch.Tensor | None = None, *, lone_mean_is_own: bool = False
-) -> _Statistics:
-    """Mean and sample std of each row's group, over the ``counted`` rows only.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """What an estimator sees: all rows of a step."""
 
-    With one counted row the std is 1 and the mean 0, or that row's own score; with none they are 1 and 0.
-    """
-    values, index = torch.unique(group, return_inverse=True)
-    weight = torch.ones_like(scores) if counted is None else counted.to(scores.dtype)
-    empty = scores.new_zeros(values.numel())
-    count = empty.index_add(0, index, weight)
-    mean = empty.index_add(0, index, weight * scores) / count.clamp(min=1)
-    squares = empty.index_add(0, index, weight * (scores - mean[index]) ** 2)
-    lone = count <= 1
-    std = torch.where(lone, 1.0, (squares / (count - 1).clamp(min=1)).sqrt())
-    if not lone_mean_is_own:
-        mean = torch.where(lone, 0.0, mean)
-    return _Statistics(mean=mean[index], std=std[index])
+    scores: torch.Tensor
+    """(rows,) float."""
+    group: torch.Tensor
+    """(rows,) int64, equal for rows of one problem."""
+    prefix_group: torch.Tensor
+    """(rows,) int64, equal for rows of a problem that share a prefix, -1 for no prefix."""
+    rows_per_prefix: int = 1
+    """Hybrid rows that share one prefix."""
+    epsilon: float = 1e-6
+    """Added to standard deviations."""
 
+    def __post_init__(self) -> None:
+        if self.scores.ndim != 1 or any(ids.shape != self.scores.shape for ids in (self.group, self.prefix_group)):
+            shapes = ", ".join(str(tuple(one.shape)) for one in (self.scores, self.group, self.prefix_group))
+            raise ValueError(f"scores and group ids have shapes {shapes}; give one entry a row in each")
 
-def _checked(scores: torch.Tensor, *ids: torch.Tensor) -> torch.Tensor:
-    """Scores in float64: sums of a group are then exact, so equal scores give advantages of exactly 0."""
-    if scores.ndim != 1 or any(other.shape != scores.shape for other in ids):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (scores, *ids))
-        raise ValueError(f"scores and group ids have shapes {shapes}; give one entry a row in each")
-    return scores.double()
+    @property
+    def exact(self) -> torch.Tensor:
+        """Scores in float64: sums of a group are then exact, so equal scores give advantages of exactly 0."""
+        return self.scores.double()
 
+    @property
+    def plain(self) -> torch.Tensor:
+        """(rows,) bool: rows without a prefix."""
+        return self.prefix_group < 0
 
-def _pairs(group: torch.Tensor, prefix_group: torch.Tensor) -> torch.Tensor:
-    """(rows,) id of the pair (group, prefix); all rows of a problem without a prefix share one."""
-    groups, index = torch.unique(group, return_inverse=True)
-    return index + groups.numel() * torch.unique(prefix_group.clamp(min=-1), return_inverse=True)[1]
+    def statistics(
+        self,
+        group: torch.Tensor | None = None,
+        counted: torch.Tensor | None = None,
+        *,
+        lone_mean_is_own: bool = False,
+    ) -> _Statistics:
+        """Mean and sample std of each row's group, the problem unless told, over the ``counted`` rows only.
 
+        With one counted row the std is 1 and the mean 0, or that row's own score; with none they are 1 and 0.
+        """
+        scores = self.exact
+        values, index = torch.unique(self.group if group is None else group, return_inverse=True)
+        weight = torch.ones_like(scores) if counted is None else counted.to(scores.dtype)
+        empty = scores.new_zeros(values.numel())
+        count = empty.index_add(0, index, weight)
+        mean = empty.index_add(0, index, weight * scores) / count.clamp(min=1)
+        squares = empty.index_add(0, index, weight * (scores - mean[index]) ** 2)
+        lone = count <= 1
+        std = torch.where(lone, 1.0, (squares / (count - 1).clamp(min=1)).sqrt())
+        if not lone_mean_is_own:
+            mean = torch.where(lone, 0.0, mean)
+        return _Statistics(mean=mean[index], std=std[index])
 
-def _same(value: torch.Tensor, scores: torch.Tensor) -> RowAdvantages:
-    value = value.to(scores.dtype)
-    return RowAdvantages(sampled=value, prefix=value)
-
-
-def dr_grpo(
-    scores: torch.Tensor,
-    group: torch.Tensor,
-    prefix_group: torch.Tensor,
-    *,
-    epsilon: float = 1e-6,
-    rows_per_prefix: int = 1,
-) -> RowAdvantages:
-    """A = s - m8 on every token of the row: one advantage for the hybrid trajectory (the paper's text).
-
-    Args:
-        scores: (rows,) float.
-        group: (rows,) int64, equal for rows of one problem.
-        prefix_group: (rows,) int64, equal for rows that share a prefix, -1 for no prefix; not used.
-        epsilon: not used.
-        rows_per_prefix: not used.
-    """
-    exact = _checked(scores, group)
-    return _same(exact - _statistics(exact, group).mean, scores)
-
-
-def grpo(
-    scores: torch.Tensor,
-    group: torch.Tensor,
-    prefix_group: torch.Tensor,
-    *,
-    epsilon: float = 1e-6,
-    rows_per_prefix: int = 1,
-    normalise_by_std: bool = True,
-) -> RowAdvantages:
-    """A = (s - m8) / (std + epsilon) on every token of the row; arguments as :func:`dr_grpo`."""
-    return _same(luffy_joint(scores, group, normalise_by_std=normalise_by_std, epsilon=epsilon), scores)
+    def advantages(self, sampled: torch.Tensor, prefix: torch.Tensor | None = None) -> RowAdvantages:
+        """In the precision of the scores; one value for all tokens of a row unless the prefix has its own."""
+        sampled = sampled.to(self.scores.dtype)
+        return RowAdvantages(sampled=sampled, prefix=sampled if prefix is None else prefix.to(self.scores.dtype))
 
 
-def dr_grpo_prefix(
-    scores: torch.Tensor,
-    group: torch.Tensor,
-    prefix_group: torch.Tensor,
-    *,
-    epsilon: float = 1e-6,
-    rows_per_prefix: int = 1,
-    lone_mean_is_own: bool = False,
-    standardise: bool = False,
-) -> RowAdvantages:
+Estimator = Callable[[Scores], RowAdvantages]
+ESTIMATORS = Registry[Estimator]("advantage estimator", "loss.advantage")
+"""Name (``loss.advantage``) -> ``(rows: Scores) -> RowAdvantages``."""
+register = ESTIMATORS.register
+
+
+@register("dr_grpo")
+def dr_grpo(rows: Scores) -> RowAdvantages:
+    """A = s - m8 on every token of the row: one advantage for the hybrid trajectory (the paper's text)."""
+    return rows.advantages(rows.exact - rows.statistics().mean)
+
+
+def dr_grpo_prefix(rows: Scores, *, lone_mean_is_own: bool = False, standardise: bool = False) -> RowAdvantages:
     """The published code's default: rows are centred within the pair (problem, prefix).
 
     c = s - mean of the pair (0 for one row); sampled tokens c, prefix tokens (c - m0) / rows_per_prefix. With one
     hybrid row per problem: s on its continuation, not centred, and s - m0 on its prefix.
 
     Args:
-        scores: (rows,) float.
-        group: (rows,) int64, equal for rows of one problem.
-        prefix_group: (rows,) int64, equal for rows that share a prefix, -1 for no prefix.
-        epsilon: for ``standardise``.
-        rows_per_prefix: hybrid rows that share one prefix.
         lone_mean_is_own: the published v2: a lone row is its own mean, so 0 on the continuation and -m0 on the prefix;
             the sign of the prefix's advantage then ignores the outcome.
         standardise: the published GRPO form, c = (s - mean) / (std + epsilon): a standardised value minus a raw mean.
     """
-    exact = _checked(scores, group, prefix_group)
-    pair = _statistics(exact, _pairs(group, prefix_group), lone_mean_is_own=lone_mean_is_own)
-    centred = exact - pair.mean
+    # (rows,) id of the pair (problem, prefix); all rows of a problem without a prefix share one.
+    groups, index = torch.unique(rows.group, return_inverse=True)
+    pairs = index + groups.numel() * torch.unique(rows.prefix_group.clamp(min=-1), return_inverse=True)[1]
+    pair = rows.statistics(pairs, lone_mean_is_own=lone_mean_is_own)
+    centred = rows.exact - pair.mean
     if standardise:
-        centred = centred / (pair.std + epsilon)
-    plain_mean = _statistics(exact, group, prefix_group < 0, lone_mean_is_own=lone_mean_is_own).mean
-    return RowAdvantages(
-        sampled=centred.to(scores.dtype), prefix=((centred - plain_mean) / rows_per_prefix).to(scores.dtype)
-    )
+        centred = centred / (pair.std + rows.epsilon)
+    plain_mean = rows.statistics(counted=rows.plain, lone_mean_is_own=lone_mean_is_own).mean
+    return rows.advantages(centred, (centred - plain_mean) / rows.rows_per_prefix)
 
 
-def plain_baseline(
-    scores: torch.Tensor,
-    group: torch.Tensor,
-    prefix_group: torch.Tensor,
-    *,
-    epsilon: float = 1e-6,
-    rows_per_prefix: int = 1,
-) -> RowAdvantages:
-    """A = s - m0 on every token of the row: rows with a prefix or a demonstration do not move the baseline.
-
-    LUFFY's ``split`` without the standard deviation, and the baseline of RL with SFT loss; arguments as
-    :func:`dr_grpo_prefix`.
-    """
-    return _same(luffy_split(scores, group, prefix_group < 0), scores)
-
-
-ESTIMATORS = Registry[Callable[..., RowAdvantages]]("advantage estimator", "loss.advantage")
-"""Name (``loss.advantage``) -> ``(scores, group, prefix_group, *, epsilon, rows_per_prefix) -> RowAdvantages``."""
-register = ESTIMATORS.register
-ESTIMATORS["dr_grpo"] = dr_grpo
 ESTIMATORS["dr_grpo_prefix"] = dr_grpo_prefix
 ESTIMATORS["dr_grpo_prefix_v2"] = partial(dr_grpo_prefix, lone_mean_is_own=True)
-ESTIMATORS["grpo"] = grpo
+
+
+@register("grpo")
+def grpo(rows: Scores) -> RowAdvantages:
+    """A = (s - m8) / (std + epsilon) on every token of the row."""
+    statistics = rows.statistics()
+    return rows.advantages((rows.exact - statistics.mean) / (statistics.std + rows.epsilon))
+
+
 ESTIMATORS["grpo_prefix"] = partial(dr_grpo_prefix, standardise=True)
-ESTIMATORS["plain_baseline"] = plain_baseline
 
 
-def luffy_joint(
-    scores: torch.Tensor, group: torch.Tensor, *, normalise_by_std: bool = False, epsilon: float = 1e-6
-) -> torch.Tensor:
-    """LUFFY with one baseline for sampled and demonstration rows: A = s - m8, or (s - m8) / (std + epsilon).
+@register("plain_baseline")
+def plain_baseline(rows: Scores, *, standardise: bool = False) -> RowAdvantages:
+    """A = s - m0 on every token of the row: rows with a prefix or a demonstration do not move the baseline.
 
-    Args:
-        scores: (rows,) float.
-        group: (rows,) int64, equal for rows of one problem.
-
-    Returns:
-        (rows,) the value of every token of the row.
-    """
-    exact = _checked(scores, group)
-    statistics = _statistics(exact, group)
-    centred = exact - statistics.mean
-    return (centred / (statistics.std + epsilon) if normalise_by_std else centred).to(scores.dtype)
-
-
-def luffy_split(
-    scores: torch.Tensor,
-    group: torch.Tensor,
-    on_policy: torch.Tensor,
-    *,
-    normalise_by_std: bool = False,
-    epsilon: float = 1e-6,
-) -> torch.Tensor:
-    """LUFFY with the baseline of the sampled rows alone, applied to demonstration rows too.
-
-    A = s - mean over on-policy rows, or that over (std + epsilon) with a std of 0 replaced by 1: without that, a
-    problem that the policy always fails would give its demonstration an advantage of 1 / epsilon.
+    The baseline of RL with SFT loss, and LUFFY's ``split`` without the standard deviation.
 
     Args:
-        scores: (rows,) float.
-        group: (rows,) int64, equal for rows of one problem.
-        on_policy: (rows,) bool, False on demonstration rows.
-
-    Returns:
-        (rows,) the value of every token of the row.
+        standardise: LUFFY's ``split``: over (std + epsilon) of the plain rows, with a std of 0 replaced by 1: without
+            that, a problem that the policy always fails would give its demonstration an advantage of 1 / epsilon.
     """
-    exact = _checked(scores, group, on_policy)
-    statistics = _statistics(exact, group, on_policy)
-    centred = exact - statistics.mean
-    std = torch.where(statistics.std == 0, 1.0, statistics.std)
-    return (centred / (std + epsilon) if normalise_by_std else centred).to(scores.dtype)
+    statistics = rows.statistics(counted=rows.plain)
+    centred = rows.exact - statistics.mean
+    if standardise:
+        centred = centred / (torch.where(statistics.std == 0, 1.0, statistics.std) + rows.epsilon)
+    return rows.advantages(centred)
+
+
+def check(name: str, config: RunConfig, plain: int) -> None:
+    """Refuse an estimator of the kit's whose baseline would be the mean of fewer than two rows.
+
+    Args:
+        plain: rows of a problem without a prefix or a demonstration.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    rows = config.rollout.rows_per_problem
+    baseline = plain if name == "plain_baseline" else rows
+    if ESTIMATORS.entries[name].is_kit and baseline < 2:
+        raise ConfigError(
+            f"rollout.rows_per_problem = {rows} leaves method {config.method!r} {max(baseline, 0)} rows for the baseline of "
+            f"{name!r}; use more rows, so that there are at least 2"
+        )

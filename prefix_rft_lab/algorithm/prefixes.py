@@ -1,18 +1,43 @@
 """From a problem to the rows of its group: which start from the bare prompt and which from a piece of a demonstration.
 
-A row plan is a function ``(problem, step, config) -> rows``; methods name one (:mod:`prefix_rft_lab.algorithm.methods`).
+A row plan is a function ``(problem, step, config) -> rows``; methods name one (:mod:`prefix_rft_lab.algorithm.methods`). Those
+of the kit are a :class:`RowPlan`, which also says how many rows are plain and which settings and data make no sense.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from prefix_rft_lab.algorithm import schedules
 from prefix_rft_lab.core import rng
-from prefix_rft_lab.core.config import RunConfig
+from prefix_rft_lab.core.config import ConfigError, RunConfig
 from prefix_rft_lab.core.types import Demonstration, EncodedProblem, Row
+
+Rows = Callable[[EncodedProblem, int, RunConfig], list[Row]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowPlan:
+    """``(problem, step, config) -> rows``, and what has to hold for it."""
+
+    rows: Rows
+    plain: Callable[[RunConfig], int] = lambda config: config.rollout.rows_per_problem
+    """Rows of a problem that start from the bare prompt, where it has a demonstration."""
+    check: Callable[[RunConfig], None] = lambda config: None
+    """Raises :class:`ConfigError` for settings that make no sense with it."""
+    check_data: Callable[[RunConfig, Sequence[EncodedProblem]], None] = lambda config, problems: None
+    """Raises :class:`ConfigError` for training problems that it cannot use."""
+
+    def __call__(self, problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
+        return self.rows(problem, step, config)
+
+
+def row_plan(**settings: Any) -> Callable[[Rows], RowPlan]:
+    """A decorator that makes a :class:`RowPlan` of a function."""
+    return lambda rows: RowPlan(rows=rows, **settings)
 
 
 def plain_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
@@ -20,6 +45,17 @@ def plain_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Ro
     return [Row(problem=problem, row=i) for i in range(config.rollout.rows_per_problem)]
 
 
+def _has_hybrid_rows(config: RunConfig) -> None:
+    if config.rollout.hybrid_rows == 0:
+        raise ConfigError(
+            f"rollout.hybrid_rows = 0 leaves method {config.method!r} without prefixes; use at least 1, or method 'rft'"
+        )
+
+
+@row_plan(
+    plain=lambda config: config.rollout.rows_per_problem - config.rollout.hybrid_rows,
+    check=_has_hybrid_rows,
+)
 def hybrid_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
     """N rows, of which the last ``rollout.hybrid_rows`` start with a prefix of a demonstration.
 
@@ -33,6 +69,7 @@ def hybrid_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[R
     return rows
 
 
+@row_plan(plain=lambda config: 0)
 def shared_prefix_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
     """N rows that all continue one prefix (the rows of DR-PO); plain rows without a demonstration."""
     rows = plain_rows(problem, step, config)
@@ -54,33 +91,6 @@ def _give_prefix(rows: list[Row], number: int, step: int, config: RunConfig) -> 
         row.ratio_window = schedules.ratio_window(settings, step)
 
 
-def hint_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
-    """N rows that all continue one hint: the first solution steps of a demonstration (UFT, arXiv 2505.16984).
-
-    The S steps are cut into K = min(``uft.parts``, S) parts; of them the first Binomial(K, p_t) are shown, where p_t falls
-    from ``uft.high`` to ``uft.low`` on a half cosine over T_hint steps; after that, and without steps, rows are plain.
-    The line with the answer is no step, so the answer is always left to the policy. Published code counts training
-    steps from 1, and so does p_t here. A hint is context to the loss, but it takes its length off
-    ``rollout.max_response_tokens`` like a prefix does: all methods have one budget for a solution.
-    """
-    rows = plain_rows(problem, step, config)
-    hint_steps = schedules.hint_steps(config)
-    if not problem.demonstrations or step + 1 > hint_steps:
-        return rows
-    demonstration = demonstration_at(problem, step, config)
-    ends = demonstration.step_ends
-    parts = min(config.uft.parts, len(ends))
-    if parts == 0:
-        return rows
-    probability = schedules.cosine(step + 1, init=config.uft.high, target=config.uft.low, n_steps=hint_steps)
-    shown = int(rng.generator(config.seed, "hint", step, *problem.key).binomial(parts, probability))
-    steps = round(shown / parts * len(ends))
-    length = ends[steps - 1] if steps else 0
-    for row in rows:
-        row.prefix_ids, row.prefix_ratio = demonstration.ids[:length], length / (len(demonstration.ids) - 1)
-    return rows
-
-
 def demonstration_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
     """One row: a whole demonstration with its end token; nothing is sampled."""
     if not problem.demonstrations:
@@ -89,6 +99,7 @@ def demonstration_rows(problem: EncodedProblem, step: int, config: RunConfig) ->
     return [Row(problem=problem, row=0, prefix_ids=ids, prefix_ratio=1.0, is_demonstration=True)]
 
 
+@row_plan(plain=lambda config: config.rollout.rows_per_problem - 1)
 def plain_and_demonstration_rows(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
     """N rows: N - 1 from the bare prompt and a whole demonstration; N from the bare prompt without a demonstration."""
     rows = plain_rows(problem, step, config)

@@ -208,11 +208,6 @@ def sample_ratio(config: PrefixConfig, step: int, rng: np.random.Generator) -> f
     return ratio
 
 
-def hint_steps(config: RunConfig) -> int:
-    """UFT's T_hint: training steps with hints, ``uft.hint_steps`` or six tenths of ``rl.steps``."""
-    return round(0.6 * config.rl.steps) if config.uft.hint_steps is None else config.uft.hint_steps
-
-
 def prefix_length(ratio: float, demonstration_tokens: int, min_tokens: int = 0) -> int:
     """Tokens of the demonstration that become the prefix (arXiv 2507.01679, section 3).
 

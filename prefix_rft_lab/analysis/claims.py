@@ -33,6 +33,7 @@ does not hold.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,6 +190,8 @@ class Verdict:
     """The verdict by the plain interval: what it would be, were this the only claim."""
     seeds: str = ""
     """Runs of each side, e.g. ``5 v 5``."""
+    fewest: int = 0
+    """Seeds of the trained side that has fewest."""
     problems: int = 0
     """Problems of the evaluation; 0 for recorded columns."""
     notes: tuple[str, ...] = ()
@@ -313,7 +316,8 @@ def _verdict(
     estimate = summary.estimate(*signed, bounds=_bounds(claim))
     low, high = estimate.interval(1 - 0.05 / tested)
     alone_low, alone_high = estimate.interval()
-    few = any(len(runs) == 1 and runs[0].method != "base" for runs in used)
+    fewest = min((len(runs) for runs in used if runs[0].method != "base"), default=3)
+    few = fewest == 1
     everyone = [run for runs in used for run in runs]
     if few:
         notes.append("A trained side has one seed, which says nothing of others: not decided.")
@@ -328,6 +332,7 @@ def _verdict(
         alone_high=alone_high,
         alone="undecided" if few else decide(claim, estimate.mean, alone_low, alone_high),
         seeds=" v ".join(str(len(runs)) for runs in used),
+        fewest=fewest,
         problems=tables[0].shape[1] if claim.measure in FINAL else 0,
         notes=tuple(notes),
     )
@@ -372,52 +377,47 @@ def _runs_of(
 
 def _measured(claim: Claim, sides: list[list[Run]]) -> tuple[list[list[Run]], list[np.ndarray], list[str]]:
     """The runs that have the measure, their (seeds, problems) tables, and what was left out."""
+    import pandas as pd
+
     from prefix_rft_lab.analysis import stats
     from prefix_rft_lab.core.errors import RunError
 
-    notes = []
+    notes: list[str] = []
     if claim.measure in FINAL:
         path = f"evaluation/{claim.split}.parquet"
-        have = [[run for run in runs if (run.path / path).is_file()] for runs in sides]
-        for side, runs in zip(sides, have, strict=True):
-            if not runs:
-                how = "; draw them by evaluation_run.sample_many" if claim.split == "many" else ""
-                raise _Missing(f"No run of {side[0].title} has an evaluation of {claim.split!r}{how}.")
-            if len(runs) < len(side):
-                notes.append(
-                    f"{len(runs)} of {len(side)} runs of {side[0].title} have an evaluation of {claim.split!r}."
-                )
-        name = {run.path: str(number) for number, runs in enumerate(have) for run in runs}
+        have = [[run.path for run in runs if (run.path / path).is_file()] for runs in sides]
+        how = "; draw them by evaluation_run.sample_many" if claim.split == "many" else ""
+        sides, notes = _having(sides, have, f"an evaluation of {claim.split!r}", how)
+        side_of = {run.path: str(number) for number, runs in enumerate(sides) for run in runs}
         try:
-            scores = stats.scores(list(itertools.chain(*have)), claim.split, label=lambda run: name[run.path])
+            scores = stats.scores(
+                list(itertools.chain(*sides)), claim.split, label=lambda run: side_of[run.path]
+            ).query("metric == @claim.measure")
         except (ConfigError, RunError) as error:
             raise _Missing(f"Not evaluated alike: {error}.") from None
-        # A diverged run has no lengths.
-        tables = [stats.matrix(scores, str(number), claim.measure) for number in range(len(have))]
-        for number, (runs, table) in enumerate(zip(have, tables, strict=True)):
-            if not len(table):
-                raise _Missing(f"{claim.measure!r} was not measured in any run of {runs[0].title}.")
-            if len(table) < len(runs):
-                notes.append(f"{len(table)} of {len(runs)} runs of {runs[0].title} have a value of {claim.measure!r}.")
-                have[number] = [run for run in runs if not run.diverged]
-        return have, tables, notes
-    have, tables = [], []
-    for runs in sides:
-        values = {run.path: _number(claim, run) for run in runs}
-        having = [run for run in runs if values[run.path] == values[run.path]]
-        if not having:
-            raise _Missing(f"No run of {runs[0].title} has recorded {claim.measure!r}.")
-        if len(having) < len(runs):
-            notes.append(f"{len(having)} of {len(runs)} runs of {runs[0].title} have recorded {claim.measure!r}.")
-        have.append(having)
-        tables.append(_column([values[run.path] for run in having]))
-    return have, tables, notes
+        values = scores.pivot(index=["group", "seed"], columns="problem", values="value")
+        what = f"a value of {claim.measure!r}"
+    else:
+        numbers = {(str(i), run.seed): _number(claim, run) for i, runs in enumerate(sides) for run in runs}
+        values, what = pd.Series(numbers).to_frame(), f"recorded {claim.measure!r}"
+    values = values.dropna(how="all")  # a diverged run has no lengths
+    have = [[run.path for run in runs if (str(i), run.seed) in values.index] for i, runs in enumerate(sides)]
+    sides, more = _having(sides, have, what)
+    tables = [values.loc[[(str(i), run.seed) for run in runs]].to_numpy(float) for i, runs in enumerate(sides)]
+    return sides, tables, notes + more
 
 
-def _column(values: Sequence[float]) -> np.ndarray:
-    import numpy as np
-
-    return np.asarray(values, dtype=float)[:, None]
+def _having(
+    sides: list[list[Run]], have: Sequence[Sequence[Path]], what: str, how: str = ""
+) -> tuple[list[list[Run]], list[str]]:
+    """Each side's runs that have something, by their paths, and a note where that is not all of them."""
+    notes = []
+    for runs, paths in zip(sides, have, strict=True):
+        if not paths:
+            raise _Missing(f"No run of {runs[0].title} has {what}{how}.")
+        if len(paths) < len(runs):
+            notes.append(f"{len(paths)} of {len(runs)} runs of {runs[0].title} have {what}.")
+    return [[run for run in runs if run.path in paths] for runs, paths in zip(sides, have, strict=True)], notes
 
 
 def _number(claim: Claim, run: Run) -> float:
@@ -481,44 +481,47 @@ def _shown(verdict: Verdict) -> str:
     sign = "+" if verdict.claim.than or verdict.claim.test != "within" else ""
     places = 2 if verdict.claim.measure == "tokens" else 3
     shape = f"{sign}.{places}f"
-    if verdict.low != verdict.low:
+    if math.isnan(verdict.low):
         return f"{verdict.effect:{shape}} (without spread)"
+    if verdict.verdict == "undecided" and verdict.fewest <= 2:  # the interval would span nearly all that is possible
+        return f"{verdict.effect:{shape}} ({'one seed' if verdict.fewest == 1 else 'two seeds decide little'})"
     return f"{verdict.effect:{shape}} [{verdict.low:{shape}}, {verdict.high:{shape}}]"
+
+
+_COLUMNS = (
+    *(
+        "id",
+        "claim",
+        "source",
+        "written",
+        "paper",
+        "here",
+        "verdict",
+        "alone",
+        "seeds",
+        "problems",
+        "effect",
+        "low",
+        "high",
+    ),
+    *("alone_low", "alone_high", "test", "smallest", "lowest", "highest", "measure", "notes", "sentence"),
+)
 
 
 def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """One row per verdict: id, claim, source, written, paper, here (effect and corrected interval as text), verdict, alone, seeds,
-    problems, effect, low, high, alone_low, alone_high, test, smallest, lowest, highest (of ``range``), notes, sentence."""
+    problems, effect, low, high, alone_low, alone_high, test, smallest, lowest, highest (of ``range``), measure, notes,
+    sentence."""
     import pandas as pd
 
-    rows: list[dict[str, Any]] = [
-        {
-            "id": v.claim.id,
-            "claim": v.claim.claim,
-            "source": v.claim.source,
-            "written": v.claim.written,
-            "paper": v.claim.paper,
-            "here": "" if v.verdict in ("missing", "not judged") else _shown(v),
-            "verdict": v.verdict,
-            "alone": v.alone,
-            "seeds": v.seeds,
-            "problems": v.problems,
-            "effect": v.effect,
-            "low": v.low,
-            "high": v.high,
-            "alone_low": v.alone_low,
-            "alone_high": v.alone_high,
-            "test": v.claim.test,
-            "smallest": float("nan") if v.claim.smallest is None else v.claim.smallest,
-            "lowest": float("nan") if v.claim.range is None else v.claim.range[0],
-            "highest": float("nan") if v.claim.range is None else v.claim.range[1],
-            "measure": v.claim.measure,
-            "notes": " ".join(v.notes),
-            "sentence": v.sentence,
-        }
-        for v in verdicts
-    ]
-    return pd.DataFrame(rows)
+    rows: list[dict[str, Any]] = []
+    for verdict in verdicts:
+        lowest, highest = verdict.claim.range or (float("nan"), float("nan"))
+        own = {name: getattr(verdict, name) for name in _COLUMNS if hasattr(verdict, name)}
+        own |= {"here": "" if verdict.verdict in ("missing", "not judged") else _shown(verdict)}
+        own |= {"lowest": lowest, "highest": highest, "notes": " ".join(verdict.notes)}
+        rows.append(verdict.claim.model_dump() | own | {"claim": verdict.claim.claim})
+    return pd.DataFrame(rows, columns=list(_COLUMNS)).astype({"smallest": float})
 
 
 def verdict_table(results: Results, sweep: str | None = None) -> pd.DataFrame:

@@ -84,8 +84,8 @@ class PrefixConfig(Section):
     does not depend on micro-batching), one row, or one micro-batch (the published code)."""
     clip_ratio: bool = True
     """Whether PPO clipping applies to prefix tokens; ``False`` trains them on the unclipped surrogate."""
-    loss: Literal["advantage", "static", "frozen"] = "advantage"
-    """What trains the prefix tokens of Prefix-RFT: their advantage (the paper), ``static_weight`` times the NLL
+    loss: str = "advantage"
+    """A name of :data:`prefix_rft_lab.algorithm.methods.PREFIX_LOSSES`. What trains the prefix tokens of Prefix-RFT: their advantage (the paper), ``static_weight`` times the NLL
     whatever the outcome (its ablation in the style of UFT), or nothing (``frozen``)."""
     static_weight: float = Field(0.001, ge=0)
     """Weight of the token-mean NLL of the prefix tokens where ``loss`` is ``static``."""

@@ -14,7 +14,7 @@ from trl import GRPOTrainer
 
 from prefix_rft_lab.algorithm import entropy as clip
 from prefix_rft_lab.algorithm import methods
-from prefix_rft_lab.algorithm.advantages import ESTIMATORS
+from prefix_rft_lab.algorithm.advantages import ESTIMATORS, Scores
 from prefix_rft_lab.core import rng
 from prefix_rft_lab.core.config import ConfigError, RunConfig
 from prefix_rft_lab.core.types import Demonstration, EncodedProblem, Problem, Row, TokenKind
@@ -102,7 +102,8 @@ class PrefixGRPOTrainer(GRPOTrainer):
         scored = ~self.rewards.isnan().all(1).cpu()  # TRL leaves rows out that no reward function judged.
         group, shared = torch.arange(len(scores)) // self.num_generations, self.kit.rollout.rows_per_prefix
         estimate, by_row = ESTIMATORS[self.stage.estimator(self.kit)], torch.zeros(len(scores), 2)
-        found = estimate(scores[scored], group[scored], prefix[scored], rows_per_prefix=shared)
+        seen = {"scores": scores[scored], "group": group[scored], "prefix_group": prefix[scored]}
+        found = estimate(Scores(**seen, rows_per_prefix=shared))
         by_row[scored] = torch.stack([found.sampled, found.prefix], 1)
         mine = by_row[self.accelerator.process_index * len(rows) :][: len(rows)].to(kinds.device)
         for i, row in enumerate(rows):

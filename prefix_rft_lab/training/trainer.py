@@ -235,15 +235,9 @@ class Trainer:
             if stage.replay is not None and stage.replay.batch(config) > with_demonstration:
                 raise ConfigError(
                     f"method = {config.method!r} waits for {stage.replay.batch(config)} problems before an update, and "
-                    f"{with_demonstration} have a demonstration; lower relift.batch_problems"
+                    f"{with_demonstration} have a demonstration; lower {stage.replay.setting}"
                 )
-            if stage.rows is prefixes.hint_rows and not any(
-                d.step_ends for p in train_problems for d in p.demonstrations
-            ):
-                raise ConfigError(
-                    f"method = {config.method!r} shows solution steps, which are lines, and no demonstration has more "
-                    "than one line; bring others, or use method 'prefix_rft'"
-                )
+            getattr(stage.rows, "check_data", lambda config, problems: None)(config, train_problems)
         report = {
             "train": len(train_problems),
             "with_demonstration": with_demonstration,

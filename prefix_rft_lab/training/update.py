@@ -152,9 +152,9 @@ class Updater:
         group = torch.tensor([places.setdefault(row.problem.key, len(places)) for row in rows])
         prefix_group = torch.tensor([row.prefix_number if row.prefix_ids else -1 for row in rows])
         scores = torch.tensor([row.score for row in rows], dtype=torch.float32)
-        values = credit.ESTIMATORS[stage.estimator(self.config)](
-            scores, group, prefix_group, rows_per_prefix=self.config.rollout.rows_per_prefix
-        )
+        shared = self.config.rollout.rows_per_prefix
+        rows_of_step = credit.Scores(scores=scores, group=group, prefix_group=prefix_group, rows_per_prefix=shared)
+        values = credit.ESTIMATORS.find(stage.estimator(self.config))(rows_of_step)
         return {
             TokenKind.ON_POLICY: values.sampled,
             TokenKind.CONTINUATION: values.sampled,

@@ -139,26 +139,32 @@ def _codes(names: Sequence[str]) -> torch.Tensor:
 
 
 def _advantage(case: Case) -> Outputs:
-    options = {key: case.inputs[key] for key in ("normalise_by_std",) if key in case.inputs}
-    rows = advantages.ESTIMATORS[case.meta["variant"]](
-        case.tensor("token_level_rewards").sum(1),
-        _codes(case.inputs["prompt_id"]),
-        _codes(case.inputs["prefix_id"]),
+    name = case.meta["variant"]
+    if name == "grpo" and not case.inputs.get("normalise_by_std", True):
+        name = "dr_grpo"
+    scores = advantages.Scores(
+        scores=case.tensor("token_level_rewards").sum(1),
+        group=_codes(case.inputs["prompt_id"]),
+        prefix_group=_codes(case.inputs["prefix_id"]),
         epsilon=case.inputs["epsilon"],
         rows_per_prefix=case.inputs["num_rollouts_per_prefix"],
-        **options,
     )
+    rows = advantages.ESTIMATORS[name](scores)
     return {"advantages": token_advantages(rows, case.tensor("response_mask"), case.tensor("prefix_mask"))}
 
 
 def _luffy_advantage(case: Case) -> Outputs:
-    scores, group = case.tensor("token_level_rewards").sum(1), _codes(case.inputs["prompt_id"])
-    options = {key: case.inputs[key] for key in ("normalise_by_std", "epsilon")}
+    on_policy, standardise = torch.tensor(case.inputs["is_on_policy"]).bool(), case.inputs["normalise_by_std"]
+    scores = advantages.Scores(
+        scores=case.tensor("token_level_rewards").sum(1),
+        group=_codes(case.inputs["prompt_id"]),
+        prefix_group=torch.where(on_policy, -1, 0),
+        epsilon=case.inputs["epsilon"],
+    )
     if case.meta["variant"] == "joint":
-        values = advantages.luffy_joint(scores, group, **options)
+        rows = (advantages.grpo if standardise else advantages.dr_grpo)(scores)
     else:
-        values = advantages.luffy_split(scores, group, torch.tensor(case.inputs["is_on_policy"]).bool(), **options)
-    rows = advantages.RowAdvantages(sampled=values, prefix=values)
+        rows = advantages.plain_baseline(scores, standardise=standardise)
     response = case.tensor("response_mask")
     return {"advantages": token_advantages(rows, response, torch.zeros_like(response))}
 

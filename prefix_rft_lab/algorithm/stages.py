@@ -1,12 +1,12 @@
-"""Every method as a declaration: which rows a problem gets, and what each kind of token contributes to the loss.
+"""What a method is made of: losses by token kind, stages, and the check of a config against them.
 
 A method is a sequence of stages. A stage names a row plan, a loss for each token kind, the kinds that the entropy
 clip acts on, and the section of the config with its optimizer. The trainer knows none of them by name: it sums
 
     loss = sum over kinds of  sum_t loss_kind(t) / normaliser_kind(window)
 
-where a normaliser is one number known before the first pass over the optimizer window. To add a method, add an
-entry to :data:`METHODS` (``METHODS["mine"] = Method(...)`` works from a notebook too; notebook 02 does so).
+where a normaliser is one number known before the first pass over the optimizer window. The kit's methods stand in
+:mod:`prefix_rft_lab.algorithm.methods`, one file each; ``METHODS["mine"] = Method(...)`` adds yours (notebook 02 does so).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from prefix_rft_lab.algorithm import losses, prefixes, schedules
+from prefix_rft_lab.algorithm import advantages, losses, schedules
 from prefix_rft_lab.algorithm.advantages import ESTIMATORS
 from prefix_rft_lab.core.config import ConfigError, LossConfig, OptimConfig, RunConfig
 from prefix_rft_lab.core.registry import Registry, used
@@ -161,8 +161,6 @@ class NegativeLogLikelihood:
 
 # ---------------------------------------------------------------------- stages and methods
 
-RowPlan = Callable[[EncodedProblem, int, RunConfig], list[Row]]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
@@ -171,7 +169,8 @@ class Stage:
     name: str
     """Also keys its random choices: stages of one name, in whatever method, draw the same problems, prefixes and
     samples as long as their policies are the same."""
-    rows: RowPlan
+    rows: Callable[[EncodedProblem, int, RunConfig], list[Row]]
+    """``(problem, step, config) -> rows``; a :class:`~prefix_rft_lab.algorithm.prefixes.RowPlan` brings checks of its own."""
     losses: Callable[[RunConfig], Mapping[TokenKind, TokenLoss]]
     """Token kinds that are missing in it carry no gradient but still count in the Dr.GRPO denominator."""
     optim: Literal["rl", "sft"]
@@ -220,6 +219,8 @@ class Replay:
     """Whether the rows of a problem put it into the buffer; a problem stands there once."""
     batch: Callable[[RunConfig], int]
     """Problems that one update takes."""
+    setting: str
+    """Field of the config that says so."""
     section: Callable[[RunConfig], OptimConfig]
     """Learning rate and all else of its optimizer."""
 
@@ -244,135 +245,9 @@ class Method:
         yield from ((ESTIMATORS, stage.estimator(config)) for stage in self.stages if stage.samples)
 
 
-def _prefix_rft_losses(config: RunConfig) -> dict[TokenKind, TokenLoss]:
-    found: dict[TokenKind, TokenLoss] = {
-        TokenKind.ON_POLICY: PolicyGradient(),
-        TokenKind.CONTINUATION: PolicyGradient(),
-    }
-    if config.prefix.loss == "advantage":
-        found[TokenKind.PREFIX] = PolicyGradient(clip_ratio=config.prefix.clip_ratio)
-    elif config.prefix.loss == "static":
-        found[TokenKind.PREFIX] = NegativeLogLikelihood(weight=config.prefix.static_weight)
-    return found
-
-
-def _relift_section(config: RunConfig) -> OptimConfig:
-    lr = config.rl.lr if config.relift.lr is None else config.relift.lr
-    return config.rl.model_copy(update={"lr": lr, "warmup_fraction": 0.0, "decay": "constant"})
-
-
-SFT = Stage(
-    name="sft",
-    rows=prefixes.demonstration_rows,
-    losses=lambda config: {TokenKind.PREFIX: NegativeLogLikelihood()},
-    optim="sft",
-    samples=False,
-    demonstrations="required",
-)
-RFT = Stage(
-    name="rft",
-    rows=prefixes.plain_rows,
-    losses=lambda config: {TokenKind.ON_POLICY: PolicyGradient()},
-    optim="rl",
-)
-RFT_CLIP = Stage(
-    name="rft_clip",
-    rows=prefixes.plain_rows,
-    losses=lambda config: {TokenKind.ON_POLICY: PolicyGradient()},
-    entropy_clip=frozenset({TokenKind.ON_POLICY}),
-    optim="rl",
-)
-PREFIX_RFT = Stage(
-    name="prefix_rft",
-    rows=prefixes.hybrid_rows,
-    losses=_prefix_rft_losses,
-    prefix_loss=True,
-    entropy_clip=frozenset({TokenKind.PREFIX}),
-    demonstrations="used",
-    prefix_schedule=True,
-    optim="rl",
-)
-DR_PO = Stage(
-    name="dr_po",
-    rows=prefixes.shared_prefix_rows,
-    losses=lambda config: {TokenKind.ON_POLICY: PolicyGradient(), TokenKind.CONTINUATION: PolicyGradient()},
-    demonstrations="used",
-    prefix_schedule=True,
-    optim="rl",
-)
-RL_SFT_LOSS = Stage(
-    name="rl_sft_loss",
-    rows=prefixes.plain_and_demonstration_rows,
-    losses=lambda config: {
-        TokenKind.ON_POLICY: PolicyGradient(over="sampled_rows"),
-        TokenKind.PREFIX: NegativeLogLikelihood(weight=config.rl_sft_loss.weight),
-    },
-    demonstrations="used",
-    advantages=("plain_baseline",),
-    optim="rl",
-)
-LUFFY = Stage(
-    name="luffy",
-    rows=prefixes.plain_and_demonstration_rows,
-    losses=lambda config: {
-        TokenKind.ON_POLICY: PolicyGradient(clip_ratio=False),
-        TokenKind.PREFIX: ShapedDemonstration(),
-    },
-    demonstrations="used",
-    advantages=("dr_grpo", "grpo", "plain_baseline"),
-    optim="rl",
-)
-RELIFT = Stage(
-    name="relift",
-    rows=prefixes.plain_rows,
-    losses=lambda config: {TokenKind.ON_POLICY: PolicyGradient()},
-    demonstrations="used",
-    optim="rl",
-    replay=Replay(
-        stage=Stage(
-            name="relift_sft",
-            rows=prefixes.demonstration_rows,
-            losses=lambda config: {
-                TokenKind.PREFIX: NegativeLogLikelihood(entropy_weight=config.relift.entropy_weight)
-            },
-            optim="rl",
-            samples=False,
-            demonstrations="required",
-        ),
-        enters=lambda rows: not any(row.solved for row in rows),
-        batch=lambda config: config.relift.batch_problems or config.rollout.problems_per_step,
-        section=_relift_section,
-    ),
-)
-UFT = Stage(
-    name="uft",
-    rows=prefixes.hint_rows,
-    losses=lambda config: {
-        TokenKind.ON_POLICY: PolicyGradient(over="sampled_tokens"),
-        TokenKind.CONTINUATION: PolicyGradient(over="sampled_tokens"),
-        TokenKind.PREFIX: NegativeLogLikelihood(weight=config.uft.nll_weight),
-    },
-    demonstrations="used",
-    advantages=("grpo",),
-    optim="rl",
-)
-
 METHODS = Registry[Method]("method", "method")
 """Name (``config.method``) -> method. The paper's two other ablations, static and frozen prefixes, are ``prefix_rft``
 with ``prefix.loss``."""
-METHODS["base"] = Method(title="Base policy", stages=())
-METHODS["sft"] = Method(title="SFT", stages=(SFT,))
-METHODS["rft"] = Method(title="RFT (Dr.GRPO)", stages=(RFT,))
-METHODS["sft_then_rft"] = Method(title="SFT→RFT", stages=(SFT, RFT))
-METHODS["prefix_rft"] = Method(title="Prefix-RFT", stages=(PREFIX_RFT,))
-METHODS["rl_sft_loss"] = Method(title="RL with SFT loss", stages=(RL_SFT_LOSS,))
-METHODS["luffy"] = Method(title="LUFFY", stages=(LUFFY,))
-METHODS["relift"] = Method(title="ReLIFT", stages=(RELIFT,))
-METHODS["uft"] = Method(title="UFT", stages=(UFT,))
-METHODS["dr_po"] = Method(title="DR-PO style", stages=(DR_PO,))
-METHODS["rft_clip"] = Method(title="RFT + on-policy clip", stages=(RFT_CLIP,))
-
-
 register, get = METHODS.register, METHODS.find
 
 
@@ -411,27 +286,10 @@ def _check_stage(stage: Stage, config: RunConfig) -> None:
             f"loss.updates_per_rollout = {config.loss.updates_per_rollout} is more than rollout.problems_per_step = "
             f"{rollout.problems_per_step}, and the rows of a problem stay together; lower it"
         )
-    rows = rollout.rows_per_problem
-    # Rows that the baseline is a mean of: one alone has none.
-    counts: dict[RowPlan, int] = {
-        prefixes.plain_rows: rows,
-        prefixes.hybrid_rows: rows - rollout.hybrid_rows,
-        prefixes.plain_and_demonstration_rows: rows - 1,
-        prefixes.shared_prefix_rows: 0,
-        prefixes.hint_rows: 0,
-    }
-    plain = counts.get(stage.rows, rows)
-    baseline = plain if stage.estimator(config) == "plain_baseline" else rows
-    if baseline < 2:
-        raise ConfigError(
-            f"rollout.rows_per_problem = {rows} leaves {name} {max(baseline, 0)} rows for the baseline of "
-            f"{stage.estimator(config)!r}; use more rows, so that there are at least 2"
-        )
-    if stage.rows is prefixes.hybrid_rows and rollout.hybrid_rows == 0:
-        raise ConfigError(f"rollout.hybrid_rows = 0 leaves {name} without prefixes; use at least 1, or method 'rft'")
+    plain = getattr(stage.rows, "plain", lambda config: rollout.rows_per_problem)
+    advantages.check(stage.estimator(config), config, plain(config))
+    getattr(stage.rows, "check", lambda config: None)(config)
     if stage.prefix_schedule and config.prefix.high == 0:
         raise ConfigError(f"prefix.high = 0 leaves {name} without prefixes; raise it, or use method 'rft'")
     if stage.prefix_schedule:
         schedules.check(config)
-    if stage.rows is prefixes.hint_rows and config.uft.hint_steps == 0:
-        raise ConfigError(f"uft.hint_steps = 0 leaves {name} without hints; raise it, or use method 'rft'")
