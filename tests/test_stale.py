@@ -138,6 +138,26 @@ def test_another_version_is_another_run_and_both_are_kept(tmp_path, small, caplo
     )
 
 
+METRIC = """
+from prefix_rft_lab import measure
+@measure.register("longest", version="1")
+def longest(rows, result, config): return GIVEN
+"""
+
+
+def test_a_metric_of_ones_own_is_recorded_at_every_step(tmp_path, small):
+    exec(METRIC.replace("GIVEN", "max(len(row.response_ids) for row in rows)"), {"__name__": "a_notebook"})
+    config = small(method="rft", **QUICK, **{"records.metrics": ["longest"]})
+    run = train(config, out=tmp_path)
+    assert (run.metrics["longest"] >= run.metrics["response_tokens"]).all() and len(run.metrics) == 2
+    assert run.config.ideas == {"records.metrics longest": "1"}
+    with pytest.raises(ConfigError, match=r"records.metrics = 'longst' is not known; use one of longest; did you mean"):
+        train(config.replace(**{"records.metrics": ["longst"]}), out=tmp_path)
+    exec(METRIC.replace("GIVEN", "'many'"), {"__name__": "a_notebook"})
+    with pytest.raises(ConfigError, match=r"records.metrics = 'longest' gives 'many'; it should give a number"):
+        train(config, out=tmp_path, fresh=True)
+
+
 def test_records_hold_the_window_that_was_used(tmp_path, small):
     fields, code = WAYS["schedule"]
     cell(code, 2, "1")

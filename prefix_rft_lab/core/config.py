@@ -357,6 +357,8 @@ class RecordConfig(Section):
     """Tokens in one token table at most of the rows of the step, and as many of followed demonstrations; whole rows."""
     top_k: int = Field(5, ge=1)
     """Alternatives recorded for each token."""
+    metrics: tuple[str, ...] = ()
+    """Metrics of your own that are recorded at every step, names of :data:`prefix_rft_lab.training.measure.OWN_METRICS`."""
     save_model: bool = True
     """Whether the final weights are written in Hugging Face format."""
     writers: str = "none"

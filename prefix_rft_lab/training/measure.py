@@ -10,13 +10,42 @@ import torch
 
 from prefix_rft_lab.algorithm import methods
 from prefix_rft_lab.core import columns
-from prefix_rft_lab.core.config import RunConfig
+from prefix_rft_lab.core.config import ConfigError, RunConfig
+from prefix_rft_lab.core.registry import Registry
 from prefix_rft_lab.core.types import KIND_NAMES, Row, TokenKind
 from prefix_rft_lab.data.answers import extract_answer
 from prefix_rft_lab.training.update import UpdateResult
 
 METRICS = {name: column.described() for name, column in columns.METRICS.items()}
 """Name of each column of ``metrics.jsonl`` -> meaning and unit."""
+
+
+OWN_METRICS = Registry[Callable[[list[Row], UpdateResult, RunConfig], float]](
+    "metric", "records.metrics", names=lambda config: config.records.metrics
+)
+"""Name (``records.metrics``) -> ``(rows, result, config) -> number``: a column of ``metrics.jsonl`` of that name, after the
+update of each step."""
+register = OWN_METRICS.register
+
+
+def own_metrics(rows: list[Row], result: UpdateResult, config: RunConfig) -> dict[str, float]:
+    """The metrics of a user's that a config asks for.
+
+    Raises:
+        ConfigError: a metric has the name of a column of the kit's, or gives no number.
+    """
+    line = {}
+    for name in config.records.metrics:
+        if name in METRICS:
+            raise ConfigError(
+                f"records.metrics = {name!r} is the name of a column of the kit's; give yours another name"
+            )
+        found = OWN_METRICS.find(name)(rows, result, config)
+        try:
+            line[name] = float(found)
+        except (TypeError, ValueError):
+            raise ConfigError(f"records.metrics = {name!r} gives {found!r}; it should give a number") from None
+    return line
 
 
 def row_metrics(

@@ -468,7 +468,7 @@ class Trainer:
             **measure.token_metrics(result),
         }
         line |= measure.row_metrics(rows, stage, config, step, self.text)
-        line |= measure.engine_gap(rows, result)
+        line |= measure.engine_gap(rows, result) | measure.own_metrics(rows, result, config)
         line |= replayed
         line |= {"lr": optimizers["main"].param_groups[0]["lr"], "verifier_timeouts": self.scorer.timeouts}
         line |= {

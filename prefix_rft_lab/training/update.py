@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -207,84 +207,131 @@ class Updater:
         diagnose: bool,
         row_weights: torch.Tensor | None,
     ) -> UpdateResult:
+        """One optimizer step in three passes over the window's tokens: measure, clip, train."""
+        window = self._laid_out(rows, row_advantages, stage)
+        first = self._measure(window)
+        if window.ranked.any():
+            self._clip(window, step)
+        optimizer.zero_grad(set_to_none=True)
+        gradients: dict[TokenKind, list[torch.Tensor]] | None = {} if diagnose else None
+        total = self._train(window, stage, first, old_logp, row_weights, gradients)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), section.grad_clip))
+        if math.isfinite(norm) and math.isfinite(total):  # or the moments would be lost for good
+            optimizer.step()
+        columns = ("entropy", "logp", "kinds", "rank", "kept", "ranked", "limited")
+        return UpdateResult(
+            loss=total,
+            grad_norm=norm,
+            old_logp=window.logp if old_logp is None else old_logp,
+            advantages=window.values,
+            grad_norms={kind: _norm(gradient) for kind, gradient in (gradients or {}).items()},
+            **{name: getattr(window, name) for name in columns},
+        )
+
+    def _laid_out(
+        self, rows: list[Row], row_advantages: dict[TokenKind, torch.Tensor], stage: methods.Stage
+    ) -> _WindowTokens:
+        """The tokens of a window, its rows in micro-batches.
+
+        Rows whose tokens can have no gradient (groups that all score the same) are measured but not trained: the backward
+        pass is two thirds of the work.
+        """
         config = self.config
-        token_losses = stage.losses(config)
-        # What was not sampled has no sampling temperature: SFT is at 1.
-        temperature = None if stage.samples else 1.0
-        # All below is flat over the window's response tokens, in row order.
-        counts = [len(row.response_ids) for row in rows]
         kinds = torch.tensor([k for row in rows for k in row.kinds], device=self.device)
         row_of = _row_of(rows).to(self.device)
         values = torch.zeros(len(kinds), device=self.device)
         for kind, by_row in row_advantages.items():
             values = torch.where(kinds == kind, by_row.to(self.device)[row_of], values)
-        offsets = np.concatenate([[0], np.cumsum(counts)])
         ranked = torch.zeros_like(kinds, dtype=torch.bool)
         for kind in stage.ranked(config):
             ranked |= kinds == kind
-
-        # Rows whose tokens can have no gradient (groups that all score the same) are measured but not trained: the
-        # backward pass is two thirds of the work.
-        trained = self._has_gradient(kinds, values, stage, token_losses)
+        trained = self._has_gradient(kinds, values, stage)
         if "micro_batch" in (config.prefix.scope, config.loss.normalise):
             # Published code cuts all rows into micro-batches, whether they have a gradient or not.
             trained = torch.ones_like(trained)
+        offsets = np.concatenate([[0], np.cumsum([len(row.response_ids) for row in rows])])
         active = [i for i in range(len(rows)) if trained[offsets[i] : offsets[i + 1]].any()]
-        idle = [i for i in range(len(rows)) if not trained[offsets[i] : offsets[i + 1]].any()]
         batches = [[active[i] for i in part] for part in self.micro_batches([rows[i] for i in active])]
-        places = [
-            torch.from_numpy(np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in indices])).to(self.device)
-            for indices in batches
-        ]
-        window = _window(rows, kinds, len(batches))
-        all_logp = torch.zeros(len(kinds), device=self.device)
-        all_entropy = torch.zeros(len(kinds), device=self.device)
+        places = [np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in indices]) for indices in batches]
+        return _WindowTokens(
+            rows=rows,
+            # What was not sampled has no sampling temperature: SFT is at 1.
+            temperature=None if stage.samples else 1.0,
+            kinds=kinds,
+            row_of=row_of,
+            values=values,
+            ranked=ranked,
+            offsets=offsets,
+            batches=batches,
+            places=[torch.from_numpy(place).to(self.device) for place in places],
+            idle=sorted(set(range(len(rows))) - set(active)),
+            logp=torch.zeros_like(values),
+            entropy=torch.zeros_like(values),
+            rank=torch.zeros_like(values),
+            kept=torch.ones_like(ranked),
+            limited=torch.zeros_like(ranked),
+        )
 
-        def measure(indices: list[int]) -> None:
-            for i, (logp, entropy) in zip(
-                indices, self.stats_without_grad([rows[i] for i in indices], temperature=temperature), strict=True
-            ):
-                all_logp[offsets[i] : offsets[i + 1]] = logp
-                all_entropy[offsets[i] : offsets[i + 1]] = entropy
+    def _measure(self, window: _WindowTokens) -> TokenStats | None:
+        """First pass: log-probabilities and entropies of rows that are not trained, and of all that the clip ranks, since it
+        ranks the tokens of the whole window. A single micro-batch needs no pass for that beside its own, which is returned."""
+        rows, starts = window.rows, window.offsets
+        chosen = list(window.idle)
+        single = len(window.batches) == 1
+        if not single:
+            spans = ((i, slice(starts[i], starts[i + 1])) for batch in window.batches for i in batch)
+            chosen += sorted(i for i, span in spans if window.ranked[span].any())
+        for part in (chosen[: len(window.idle)], chosen[len(window.idle) :]):
+            measured = self.stats_without_grad([rows[i] for i in part], temperature=window.temperature)
+            for i, (logp, entropy) in zip(part, measured, strict=True):
+                window.logp[starts[i] : starts[i + 1]] = logp
+                window.entropy[starts[i] : starts[i + 1]] = entropy
+        return self._pass(window, 0) if single else None
 
-        measure(idle)
-        kept, rank = torch.ones_like(ranked), torch.zeros(len(kinds), device=self.device)
-        concerned = [i for i in active if ranked[offsets[i] : offsets[i + 1]].any()]
-        one_pass = len(batches) == 1
-        if ranked.any() and not (concerned and one_pass):
-            # The clip ranks the tokens of the whole window, so their entropies must be known before the first batch.
-            measure(concerned)
-            kept, rank = self._kept(all_entropy, all_logp, ranked, rows, places, step)
+    def _pass(self, window: _WindowTokens, number: int) -> TokenStats:
+        """The forward pass of a micro-batch, with a gradient."""
+        stats = self._forward([window.rows[i] for i in window.batches[number]], window.temperature)
+        window.logp[window.places[number]] = stats.logp.detach().float()
+        window.entropy[window.places[number]] = stats.entropy.detach().float()
+        return stats
 
-        optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        gradients: dict[TokenKind, list[torch.Tensor]] = {}
-        limited = torch.zeros(len(kinds), dtype=torch.bool, device=self.device)
-        cap = config.rollout.importance_cap
+    def _train(
+        self,
+        window: _WindowTokens,
+        stage: methods.Stage,
+        first: TokenStats | None,
+        old_logp: torch.Tensor | None,
+        row_weights: torch.Tensor | None,
+        gradients: dict[TokenKind, list[torch.Tensor]] | None,
+    ) -> float:
+        """Third pass: the loss of each micro-batch, over the window's normalisers, and its gradient; the sum of the losses.
+
+        Args:
+            first: the forward pass of the only micro-batch, where it is made already.
+            gradients: takes the gradient of each kind's loss alone, if given.
+        """
+        config, rows, kinds = self.config, window.rows, window.kinds
+        token_losses = stage.losses(config)
+        sizes = _window(rows, kinds, len(window.batches))
+        cap, total = config.rollout.importance_cap, 0.0
         sampled_under = None if cap is None else _engine_logp(rows, kinds)
-        for indices, place in zip(batches, places, strict=True):
-            batch = [rows[i] for i in indices]
-            stats = self._forward(batch, temperature)
-            all_logp[place] = stats.logp.detach().float()
-            all_entropy[place] = stats.entropy.detach().float()
-            if concerned and one_pass:
-                kept, rank = self._kept(all_entropy, all_logp, ranked, rows, places, step)
+        for number, (indices, place) in enumerate(zip(window.batches, window.places, strict=True)):
+            stats = first or self._pass(window, number)
             inputs = {
                 "logp": stats.logp,
                 "entropy": stats.entropy,
                 "old_logp": stats.logp.detach() if old_logp is None else old_logp[place],
-                "advantages": torch.where(kept, values, 0.0)[place],
+                "advantages": torch.where(window.kept, window.values, 0.0)[place],
             }
-            sizes = window
             if config.loss.normalise == "micro_batch":
-                sizes = replace(window, micro=_window(batch, kinds[place], 1))
+                sizes = replace(sizes, micro=_window([rows[i] for i in indices], kinds[place], 1))
             weights = torch.ones_like(inputs["old_logp"])
+            sampled = kinds[place] != TokenKind.PREFIX
             if cap is not None and sampled_under is not None:
-                drawn = kinds[place] != TokenKind.PREFIX
-                ratios = losses.importance_weights(inputs["old_logp"][drawn], sampled_under[place][drawn], cap)
-                weights[drawn] = ratios.to(weights.dtype)
+                ratios = losses.importance_weights(inputs["old_logp"][sampled], sampled_under[place][sampled], cap)
+                weights[sampled] = ratios.to(weights.dtype)
             if row_weights is not None:
-                weights = weights * row_weights.to(weights)[row_of[place]]
+                weights = weights * row_weights.to(weights)[window.row_of[place]]
             loss = stats.logp.new_zeros(())
             for kind, token_loss in token_losses.items():
                 member = kinds[place] == kind
@@ -294,37 +341,20 @@ class Updater:
                     methods.TokenInputs(**{name: value[member] for name, value in inputs.items()}), config
                 )
                 part = (terms.loss * weights[member]).sum() / token_loss.normaliser(kind, sizes, config)
-                limited[place[member]] = terms.clipped
+                window.limited[place[member]] = terms.clipped
                 loss = loss + part
-                if diagnose:
+                if gradients is not None:
                     self._add_gradient(gradients.setdefault(kind, []), part)
-            sampled = kinds[place] != TokenKind.PREFIX
             if config.loss.entropy_bonus and stage.samples and sampled.any():
-                loss = loss - config.loss.entropy_bonus * stats.entropy[sampled].sum() / window.sampled_tokens
+                loss = loss - config.loss.entropy_bonus * stats.entropy[sampled].sum() / sizes.sampled_tokens
             if loss.requires_grad:
                 loss.backward()
             total += float(loss.detach())
-        if not batches:
+        if not window.batches:
             # No row has a gradient, as when every group scores alike: still a step, on gradients of 0.
             for parameter in trained_parameters(self.model).values():
                 parameter.grad = torch.zeros_like(parameter)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), section.grad_clip))
-        if math.isfinite(norm) and math.isfinite(total):  # or the moments would be lost for good
-            optimizer.step()
-        return UpdateResult(
-            loss=total,
-            grad_norm=norm,
-            entropy=all_entropy,
-            logp=all_logp,
-            old_logp=all_logp if old_logp is None else old_logp,
-            advantages=values,
-            kinds=kinds,
-            rank=rank,
-            kept=kept,
-            ranked=ranked,
-            limited=limited,
-            grad_norms={kind: _norm(gradient) for kind, gradient in gradients.items()},
-        )
+        return total
 
     def _add_gradient(self, total: list[torch.Tensor], loss: torch.Tensor) -> None:
         """Add the gradient of ``loss`` to ``total``, one tensor a parameter, and leave the graph for the backward pass."""
@@ -338,38 +368,24 @@ class Updater:
             for place, gradient in enumerate(found):
                 total[place] += gradient
 
-    def _has_gradient(
-        self,
-        kinds: torch.Tensor,
-        values: torch.Tensor,
-        stage: methods.Stage,
-        token_losses: Mapping[TokenKind, methods.TokenLoss],
-    ) -> torch.Tensor:
+    def _has_gradient(self, kinds: torch.Tensor, values: torch.Tensor, stage: methods.Stage) -> torch.Tensor:
         """(tokens,) bool on the CPU: tokens that may contribute to the gradient, before the entropy clip."""
         trained = torch.zeros_like(kinds, dtype=torch.bool)
-        for kind, token_loss in token_losses.items():
+        for kind, token_loss in stage.losses(self.config).items():
             trained |= (kinds == kind) & (values != 0 if token_loss.needs_advantage else True)
         if self.config.loss.entropy_bonus and stage.samples:
             trained |= kinds != TokenKind.PREFIX
         return trained.cpu()
 
-    def _kept(
-        self,
-        entropies: torch.Tensor,
-        logp: torch.Tensor,
-        ranked: torch.Tensor,
-        rows: Sequence[Row],
-        places: Sequence[torch.Tensor],
-        step: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(tokens,) bool: False where the entropy clip takes the advantage away; and what it ranks by."""
-        settings = self.config.prefix
+    def _clip(self, window: _WindowTokens, step: int) -> None:
+        """Second pass: what the entropy clip ranks by, and whose advantage it takes away."""
+        settings, rows, device = self.config.prefix, window.rows, self.device
         group: torch.Tensor | None = None
         if settings.scope == "row":
-            group = _row_of(rows).to(entropies.device)
+            group = window.row_of
         elif settings.scope == "micro_batch":
-            group = torch.zeros_like(ranked, dtype=torch.long)
-            for number, place in enumerate(places, 1):
+            group = torch.zeros_like(window.kinds)
+            for number, place in enumerate(window.places, 1):
                 group[place] = number
         draws = [
             rng.generator(self.config.seed, "clip", step, *row.problem.key, row.row).random(len(row.response_ids))
@@ -377,25 +393,48 @@ class Updater:
         ]
         values = clip.KEEP_RULES.find(settings.keep)(
             clip.RankInputs(
-                entropy=entropies,
-                logp=logp,
-                position=torch.cat([torch.arange(len(row.response_ids)) for row in rows]).to(entropies.device),
-                uniforms=torch.from_numpy(np.concatenate(draws)).to(entropies.device),
+                entropy=window.entropy,
+                logp=window.logp,
+                position=torch.cat([torch.arange(len(row.response_ids)) for row in rows]).to(device),
+                uniforms=torch.from_numpy(np.concatenate(draws)).to(device),
             )
         )
         # Rows of a problem share contexts, so sampled tokens tie; ties go by problem and row, whatever the order of rows.
         by_name = sorted(range(len(rows)), key=lambda i: (rows[i].problem.key, rows[i].row))
         rank = torch.empty(len(rows), dtype=torch.long)
         rank[by_name] = torch.arange(len(rows))
-        order = rank[_row_of(rows)].argsort(stable=True).to(entropies.device)
-        stays = torch.empty_like(ranked)
+        order = rank[_row_of(rows)].argsort(stable=True).to(device)
+        stays = torch.empty_like(window.ranked)
         stays[order] = clip.clip_mask(
             None if values is None else values[order],
-            ranked[order],
+            window.ranked[order],
             settings.keep_fraction,
             group=None if group is None else group[order],
         )
-        return ~ranked | stays, torch.zeros_like(entropies) if values is None else values
+        window.kept = ~window.ranked | stays
+        if values is not None:
+            window.rank = values
+
+
+@dataclass(slots=True, kw_only=True)
+class _WindowTokens:
+    """An optimizer window while it is worked on; tensors are (tokens,), flat over its response tokens in row order."""
+
+    rows: list[Row]
+    temperature: float | None
+    kinds: torch.Tensor
+    row_of: torch.Tensor
+    values: torch.Tensor  # advantages before the clip
+    ranked: torch.Tensor
+    offsets: np.ndarray  # (rows + 1,) where the tokens of each row begin
+    batches: list[list[int]]  # rows of each micro-batch
+    places: list[torch.Tensor]  # tokens of each micro-batch
+    idle: list[int]  # rows without a gradient
+    logp: torch.Tensor
+    entropy: torch.Tensor
+    rank: torch.Tensor
+    kept: torch.Tensor
+    limited: torch.Tensor
 
 
 def _engine_logp(rows: Sequence[Row], kinds: torch.Tensor) -> torch.Tensor:
