@@ -11,6 +11,7 @@ from prefix_rft_lab.core.config import ConfigError
 from prefix_rft_lab.core.tables import show
 from prefix_rft_lab.experiments.sweeps import Plan
 from prefix_rft_lab.runs.run import Run
+from prefix_rft_lab.runs.summary import scores_of
 
 _SCORED = {
     f"{metric}{end}": f"{head}{end}"
@@ -25,12 +26,7 @@ def of_runs(runs: Sequence[Run]) -> pd.DataFrame:
     rows = []
     for run in runs:
         for split, part in run.summary["splits"].items():
-            ends = {
-                f"{n}_{e}": v
-                for n in ("avg", "pass", "greedy")
-                for e, v in zip(("low", "high"), part[f"{n}_interval"], strict=True)
-            }
-            scored = {head: (part | ends)[name] for name, head in _SCORED.items()}
+            scored = {head: scores_of(part)[name] for name, head in _SCORED.items()}
             place = {"method": run.method, "seed": run.seed, "split": split, "problems": part["problems"]}
             rows.append(place | scored | {"k": part["k"], "seconds": round(run.summary["seconds"])})
     return pd.DataFrame(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from prefix_rft_lab.core import columns
 
 INTERVALS = "95% Student's t intervals over seeds and problems; where few problems differ, exact bounds of their part"
 """How every interval of the kit is made, as tables and figures say it."""
@@ -122,6 +124,15 @@ def over_problems(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean of the problems' shares of one run and its 95% interval over problems; NaN for no values."""
     found = estimate(np.asarray(values, dtype=float)[None, :], bounds=SHARE)
     return (found.mean, *found.interval())
+
+
+def scores_of(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The shares of a summary with their intervals, as tables join them: avg, avg_low, avg_high, and so on."""
+    return {
+        f"{name}{end}": value
+        for name in columns.SHARES
+        for end, value in zip(("", "_low", "_high"), (summary[name], *summary[f"{name}_interval"]), strict=True)
+    }
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

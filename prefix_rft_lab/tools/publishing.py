@@ -9,15 +9,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from prefix_rft_lab.core import hub
 from prefix_rft_lab.core.config import ConfigError, RunConfig
 from prefix_rft_lab.core.errors import RunError
 from prefix_rft_lab.core.files import check_writable, damaged, disk_error
-from prefix_rft_lab.core.tables import with_interval
+from prefix_rft_lab.core.tables import show
 from prefix_rft_lab.models import templates
 from prefix_rft_lab.runs.run import Run
+from prefix_rft_lab.runs.summary import scores_of
 
 PAPER = "https://arxiv.org/abs/2507.01679"
 _SOURCES = ("model.path", "data.problems", "data.test_sets", "data.expert")
@@ -222,11 +224,9 @@ def _scores(config: RunConfig, splits: Mapping[str, Any]) -> Iterator[str]:
     if not splits:
         yield "None: the run ended without a final evaluation."
         return
-    rows: list[tuple[str, ...]] = [("split", "problems", "k", "avg@k", "pass@k", "greedy")]
-    for split, part in splits.items():
-        cells = [with_interval(part[name], *part[f"{name}_interval"]) for name in ("avg", "pass", "greedy")]
-        rows.append((_words(split), str(part["problems"]), str(part["k"]), *cells))
-    yield _table(rows)
+    heads = {"split": "split", "problems": "problems", "k": "k", "avg": "avg@k", "pass": "pass@k", "greedy": "greedy"}
+    rows = [{"split": _words(split), **part, **scores_of(part)} for split, part in splits.items()]
+    yield show(pd.DataFrame(rows), "md", heads=heads)
     yield (
         f"Brackets are 95% intervals over problems; samples at temperature {config.evaluation.temperature:g}, of "
         f"at most {config.rollout.max_response_tokens} tokens. avg@k: mean over k samples; pass@k: a problem counts if one "

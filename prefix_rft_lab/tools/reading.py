@@ -252,28 +252,22 @@ def format_reading(reading: Reading, most: int = 10) -> str:
     Token texts come from a model: control characters are shown as escapes.
     """
     from prefix_rft_lab.analysis import entropy_analysis as analysis
-    from prefix_rft_lab.core.tables import format_table
+    from prefix_rft_lab.core.tables import show
 
     table = reading.table
     lines = [f"left out: {count} x {reason}" for reason, count in reading.dropped.items()]
-    rows = [("step", "kind", "tokens", "entropy (nats)", "NLL (nats)")]
-    rows += [
-        (str(line["step"]), line["kind"], str(line["tokens"]), f"{line['entropy']:.4f}", f"{line['nll']:.4f}")
-        for line in analysis.entropy_by_kind(table).to_dict("records")
-    ]
+    heads = {"step": "step", "kind": "kind", "tokens": "tokens", "entropy": "entropy (nats)", "nll": "NLL (nats)"}
+    kinds = show(analysis.entropy_by_kind(table), heads=heads, formats={"entropy": ".4f", "nll": ".4f"})
     problems, temperature = table["problem"].nunique(), table["temperature"].iloc[0]
-    lines += [f"{problems} problems, {len(table)} tokens, temperature {temperature:g}", format_table(rows)]
+    lines += [f"{problems} problems, {len(table)} tokens, temperature {temperature:g}", kinds]
     if table["score"].notna().any():
         scores = table.drop_duplicates(["step", "problem", "row"])["score"].dropna()
         lines.append(f"{scores.mean():.3f} of {len(scores)} samples right")
     forks = analysis.forking_tokens(table, most=most, examples=1)
     if len(forks):
-        rows = [("token", "id", "tokens", "entropy (nats)", "least certain")]
-        rows += [
-            (_plain(f["text"]), str(f["token_id"]), str(f["tokens"]), f"{f['entropy']:.3f}", _plain(f["contexts"][0]))
-            for f in forks.to_dict("records")
-        ]
-        lines += ["", format_table(rows)]
+        forks = forks.assign(text=forks["text"].map(_plain), least=forks["contexts"].str[0].map(_plain))
+        heads = {"text": "token", "token_id": "id", "tokens": "tokens", "entropy": "entropy (nats)"}
+        lines += ["", show(forks, heads=heads | {"least": "least certain"})]
     return "\n".join(lines)
 
 
