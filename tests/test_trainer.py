@@ -962,6 +962,7 @@ def test_a_finished_run_of_other_defaults_is_not_passed_off_as_this_one(tmp_path
     written = json.loads(text)
     written["loss"]["dual_clip"] = 2.5
     path.write_text(json.dumps(written))
+    (run.path / "DONE.json").write_text(json.dumps({"config": run.config.hash()}))  # as runs before hashes were kept
     with pytest.raises(
         RunError, match=r"trained with loss\.dual_clip = 2\.5, which was the default then; it is 3\.0 now"
     ):

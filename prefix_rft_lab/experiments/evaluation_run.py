@@ -77,11 +77,13 @@ def config_for(model: str, *, base: RunConfig | None = None, changes: Mapping[st
 
     Raises:
         ConfigError: a run without saved weights, no such model, or a field that cannot be used.
+        RunError: a run that is damaged.
     """
     changes = dict(changes or {})
     path = Path(model).expanduser()
     if is_run(path):
-        config = Run(path).config
+        config = (run := Run(path)).config
+        run.check(model=True)
         if not (path / "model" / "config.json").is_file():
             raise ConfigError(
                 f"model = {model!r} is a run without saved weights; train it to its end, with records.save_model = true"

@@ -41,6 +41,7 @@ from prefix_rft_lab.core.config import ConfigError, RunConfig
 from prefix_rft_lab.core.errors import RunClaimedError, RunDivergedError, RunError
 from prefix_rft_lab.core.files import check_writable, write_text
 from prefix_rft_lab.core.registry import check_importable, unversioned, with_ideas
+from prefix_rft_lab.core.terminal import plain_logs, shown
 from prefix_rft_lab.data.task import Task, with_task
 from prefix_rft_lab.runs.run import Run, claimed_by, directory_of, refuse_another, say_loaded
 
@@ -568,6 +569,7 @@ class Status:
         if not self.shown:
             return
         before, start = self._first = self._first or (done, time.monotonic())
+        text = shown(text)
         if self._bar is not None:
             self._bar.n, self._bar.initial = done, before
             if self.total is None:
@@ -631,8 +633,7 @@ def _serve() -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
-    logging.basicConfig(format="%(asctime)s %(message)s")
-    logging.getLogger("prefix_rft_lab").setLevel(logging.INFO)
+    plain_logs("%(asctime)s %(message)s", logging.INFO)
     say(event="ready")
     for request in _requests():
         log = Path(request["log"])
@@ -648,10 +649,10 @@ def _serve() -> None:
             answer = {"event": "claimed"}
         except RunDivergedError as error:
             answer = {"event": "diverged"}
-            print(error, file=sys.stderr)
+            print(shown(str(error)), file=sys.stderr)
         except (ConfigError, RunError) as error:
             answer = {"event": "failed", "message": " ".join(str(error).split())}
-            print(answer["message"], file=sys.stderr)
+            print(shown(answer["message"]), file=sys.stderr)
         except Exception as error:
             traceback.print_exc()
             answer = {"event": "failed", "message": " ".join(f"{type(error).__name__}: {error}".split())}

@@ -36,6 +36,7 @@ from typing import Any
 from prefix_rft_lab.core.config import ConfigError
 from prefix_rft_lab.core.errors import RunError
 from prefix_rft_lab.core.files import write_json
+from prefix_rft_lab.core.terminal import shown
 from prefix_rft_lab.experiments.pool import THREAD_VARIABLES, TICKET
 from prefix_rft_lab.runs.run import Run, directory_of, load_all
 
@@ -463,7 +464,7 @@ def reproduce(
         sweeps={plan.sweep.name: (plan, runs) for plan, runs in zip(plans, trained, strict=True)},
     )
     if progress:
-        print(_closing(written, folder, own, len(everything) - len(own), seconds))
+        print(shown(_closing(written, folder, own, len(everything) - len(own), seconds), keep="\n"))
     return written
 
 

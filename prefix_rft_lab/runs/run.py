@@ -194,6 +194,10 @@ def source_hash() -> str:
     return digest.hexdigest()[:12]
 
 
+KEPT = ("*.json", "*.jsonl", "tokens/*.parquet", "evaluation/*.parquet", "model/**/*")
+"""Files of a finished run whose hashes stand in ``DONE.json``."""
+
+
 class Run:
     """What a run recorded. Works on finished, running and interrupted runs; nothing here needs a model."""
 
@@ -295,12 +299,10 @@ class Run:
         path = self.path / "summary.json"
         if not self.done:
             raise RunError(f"{self.path} has no summary yet; train it to the end first (the same command resumes it)")
-        try:
+        with contextlib.suppress(RunError):
             found = read_json(path, "splits", "seconds", "method", "seed")
-            if isinstance(found["splits"], dict):
+            if isinstance(found["splits"], dict) and digest_of(path) == self._files().get(path.name, digest_of(path)):
                 return found
-        except RunError:
-            pass
         from prefix_rft_lab.runs.summary import summarise
 
         log.warning("%s is damaged; its figures are taken from the tables in evaluation/", path)
@@ -325,21 +327,40 @@ class Run:
 
         return prefix_rft_lab.again(self, step, **options)
 
-    def check(self) -> None:
-        """Read all that the run recorded, but its token tables, which are large.
+    def _files(self) -> dict[str, str]:
+        """File of a finished run -> SHA-256 of what was written; an older one kept that of its metrics alone."""
+        found = read_json(self.path / "DONE.json", "config")
+        files = found.get("files", {"metrics.jsonl": found["metrics"]} if found.get("metrics") else {})
+        return files if isinstance(files, dict) else {}
+
+    def check(self, *, model: bool = False) -> None:
+        """Read all that the run recorded, and compare it with the hashes that a finished run keeps.
+
+        Args:
+            model: look at the weights too, which are large.
 
         Raises:
             RunError: something is damaged; the message names the file.
         """
-        read = (self.config, self.done and self.summary, self.diverged, self.environment, self.data)
+        _ = (self.config, self.done and self.summary, self.diverged, self.environment, self.data)
         for name in ("metrics", "evaluations"):
             read_lines(self.path / f"{name}.jsonl")
         for path in (self.path / "evaluation").glob("*.parquet"):
-            read_table(path)
-        recorded = read_json(self.path / "DONE.json").get("metrics")
-        path = self.path / "metrics.jsonl"
-        if read and recorded and (not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != recorded):
-            raise damaged(path, "it is not what the finished run recorded")
+            if path.is_file():
+                read_table(path)
+        for name, digest in (self._files() if self.done else {}).items():
+            path = self.path / name
+            # A summary that is damaged is made again; large folders may be taken away whole.
+            left_out = name == "summary.json" or (name.startswith("model/") and not model)
+            if not left_out and path.parent.is_dir() and digest_of(path) != digest:
+                raise damaged(path, "it is not what the finished run recorded" if path.exists() else "it is gone")
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file; empty where there is none that can be read."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+    return ""
 
 
 def load(path: str | Path) -> Run:
@@ -582,6 +603,11 @@ class RunWriter:
         if self.fresh:
             shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True, exist_ok=True)
+        for path in self.path.iterdir():
+            if path.suffix in (".json", ".jsonl") and not path.is_file():
+                raise damaged(path, "it is no file")
+            if path.name in ("tokens", "evaluation", "checkpoints", "model") and not path.is_dir():
+                raise damaged(path, "it is no folder")
         (self.path / "DIVERGED.json").unlink(missing_ok=True)
         write_json(self.path / "config.json", self.config.to_dict())
         write_json(self.path / "env.json", environment(self.config.threads))
@@ -604,10 +630,6 @@ class RunWriter:
                 f"{needed / 2**20:.0f} MiB; free some space or choose another --out"
             )
 
-    def recorded(self, name: str) -> dict[int, dict[str, Any]]:
-        """Step -> line of ``metrics.jsonl`` or ``evaluations.jsonl``, up to the first damaged one."""
-        return {line.get("global_step", -1): line for line in read_lines(self.path / name, cut=True)}
-
     def rewind(self, global_step: int) -> None:
         """Forget everything after ``global_step`` steps: a resumed run writes it again."""
         for name, kept in (("metrics.jsonl", global_step - 1), ("evaluations.jsonl", global_step)):
@@ -618,7 +640,7 @@ class RunWriter:
                 write_text(self.path / name, "".join(json.dumps(line) + "\n" for line in lines))
         for path in Run(self.path).token_tables():
             if int(path.stem.removeprefix("step-")) >= global_step:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def metrics(self, line: dict[str, Any]) -> None:
         self._claim.check()
@@ -638,16 +660,16 @@ class RunWriter:
         write_json(self.path / "DIVERGED.json", {"sentence": sentence, "global_step": global_step})
 
     def finish(self, summary: dict[str, Any], seconds: float) -> None:
-        """Write the summary, then ``DONE.json`` with hashes of config and metrics: the run is complete."""
+        """Write the summary, then ``DONE.json`` with hashes of config and files: the run is complete."""
         self._claim.check()
         write_json(self.path / "summary.json", summary)
         self._mirrors.add("final", summary["splits"])
-        metrics = self.path / "metrics.jsonl"
+        files = [p for pattern in KEPT for p in sorted(self.path.glob(pattern)) if p.is_file()]
         write_json(
             self.path / "DONE.json",
             {
                 "config": self.config.hash(),
-                "metrics": hashlib.sha256(metrics.read_bytes()).hexdigest() if metrics.is_file() else None,
+                "files": {path.relative_to(self.path).as_posix(): digest_of(path) for path in files},
                 "seconds": round(seconds, 3),
             },
         )

@@ -36,6 +36,7 @@ def model_files(run: Run) -> dict[str, Path]:
         raise RunError(f"{run.path} is not finished; train it to the end first (the same command resumes it)")
     if run.diverged:
         raise RunError(f"{run.path} kept no model: {run.diverged}")
+    run.check(model=True)
     folder = run.path / "model"
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise RunError(f"{run.path} holds no model; train it again with records.save_model=true, in another --out")

@@ -7,7 +7,7 @@ directory in Hugging Face format, so that a checkpoint can be evaluated, served 
     <run>/checkpoints/step-000050/
         model/           weights, config and tokenizer
         optimizers.pt    state of every optimizer by name
-        state.json       place in the run, config, versions, and a hash of every file's size and ends
+        state.json       place in the run, config, versions, hashes of every file's size and ends and of the run's records
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from prefix_rft_lab.runs.run import environment
 
 VERSIONS = ("source", "python", "torch", "transformers", "tokenizers", "numpy", "threads", "gpu")
 """What the bits of a run may depend on besides its config (:func:`prefix_rft_lab.runs.run.environment`)."""
+
+RECORDS = ("metrics.jsonl", "evaluations.jsonl", "tokens/step-*.parquet")
+"""Files of a run that grow with its steps; a checkpoint knows what they held."""
 
 Optimizers = Mapping[str, torch.optim.Optimizer]
 
@@ -86,6 +89,8 @@ class Checkpoints:
         temporary = self.folder / f".tmp-{os.getpid()}"
         for left in self.folder.glob(".tmp-*"):
             shutil.rmtree(left, ignore_errors=True)  # by a process that was killed: only one trains a run
+        run = self.folder.parent
+        records = [path for pattern in RECORDS for path in sorted(run.glob(pattern))]
         try:
             temporary.mkdir(parents=True)
             save_weights(model, tokenizer, temporary / "model")
@@ -97,6 +102,7 @@ class Checkpoints:
                 "weights": _shapes(model),
                 "start": self.start,
                 "ends": {str(p.relative_to(temporary)): _digest(p) for p in _files(temporary)},
+                "records": {str(p.relative_to(run)): (p.stat().st_size, _start(p)) for p in records},
             }
             (temporary / "state.json").write_text(json.dumps({**state, "digest": _digest_of(state)}))
             _flush(temporary)
@@ -110,10 +116,11 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
 
     def _all(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
+        return sorted(path for path in self.folder.glob("step-*") if path.name[5:].isdecimal())
 
     def newest(self, model: Any) -> tuple[Place, Path] | None:
-        """The newest checkpoint that is whole; damaged ones are skipped with a warning that names them.
+        """The newest checkpoint that is whole, with all that the run had recorded by then; others are skipped with a warning
+        that names them.
 
         Raises:
             RunError: it was written for another config or another model; the message says what differs.
@@ -127,6 +134,9 @@ class Checkpoints:
                 for name, digest in state["ends" if "ends" in state else "files"].items():
                     if _digest(path / name) != digest and "ends" in state:
                         raise ValueError(f"{name} does not match its hash")
+                for name, (size, digest) in state.get("records", {}).items():
+                    if _start(self.folder.parent / name, size) != digest:
+                        raise ValueError(f"{name} is not what the run had recorded by then")
                 place = Place(**{**state["place"], "replay": tuple(state["place"]["replay"])})
                 config, weights, versions = state["config"], state["weights"], state["versions"]
                 # Fields that were added since have their defaults; what only an earlier version wrote is not compared.
@@ -227,6 +237,12 @@ def _digest(path: Path) -> str:
     """The rename comes after the contents, so that only a damage to the disk is left: all of a large file would be read
     for minutes, at every save."""
     return hashlib.sha256(ends(path)).hexdigest()
+
+
+def _start(path: Path, size: int = -1) -> str:
+    """SHA-256 of a file, or of its first bytes."""
+    with path.open("rb") as file:
+        return hashlib.sha256(file.read(size)).hexdigest()
 
 
 def _digest_of(state: Mapping[str, Any]) -> str:

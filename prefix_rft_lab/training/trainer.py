@@ -18,7 +18,6 @@ engine's are only compared with them, or weigh the loss where ``rollout.importan
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
 import math
@@ -139,6 +138,8 @@ def train(
                 trained = True
     run = Run(path)
     refuse_another(run, config)
+    if not trained:
+        run.check()
     if run.diverged:
         raise RunDivergedError(f"{run.diverged}. What was recorded is kept in {path}; delete it to train it again")
     if not trained:
@@ -327,13 +328,6 @@ class Trainer:
             )
         writer.start(self.data_report)
         found = self.checkpoints.newest(self.model)
-        if found is not None and (recorded := self._recorded()) < found[0].global_step:
-            log.warning(
-                "%s: the records of only %d of the %d steps before %s are there; the others are made again",
-                *(writer.path, recorded, found[0].global_step, found[1].name),
-            )
-            self.checkpoints.forget_after(recorded)
-            found = self.checkpoints.newest(self.model)
         if found is None:
             self.checkpoints.rehearse(self.model, self.tokenizer)
         self._find_hard_problems()
@@ -354,20 +348,6 @@ class Trainer:
         except _DivergedError as error:
             diverged = error
         self._finish(place.seconds + time.perf_counter() - started, diverged)
-
-    def _recorded(self) -> int:
-        """Steps from the first on whose records are all there."""
-        writer, every = self.writer, self.config.evaluation.every
-        metrics, evaluated = (writer.recorded(f"{name}.jsonl") for name in ("metrics", "evaluations"))
-        ends = set(itertools.accumulate(stage.optimizer_section(self.config).steps for stage in self.method.stages))
-        step = 0
-        while 0 in evaluated and step in metrics:
-            table = writer.path / "tokens" / f"step-{step:06d}.parquet"
-            due = step + 1 in ends or (every and (step + 1) % every == 0)
-            if (metrics[step].get("seconds_record") and not table.is_file()) or (due and step + 1 not in evaluated):
-                break
-            step += 1
-        return step
 
     def _train_stages(
         self, place: Place, checkpoint: Path | None, started: float, progress: bool

@@ -261,7 +261,8 @@ class _Tail:
             file.seek(self.offset)
             data = file.read()
         end = data.rfind(b"\n") + 1  # the last line may still be being written
-        self.lines += [json.loads(line) for line in data[:end].splitlines()]
+        lines = (json.loads(line) for line in data[:end].splitlines())
+        self.lines += [line for line in lines if isinstance(line, dict)]
         self.offset += end
         return end > 0
 
