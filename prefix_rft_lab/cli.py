@@ -77,9 +77,12 @@ def say(text: str = "", *, end: str = "\n", flush: bool = False, to: str = "stdo
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status; a failure is one sentence on stderr (``--debug``: a traceback)."""
+    from prefix_rft_lab.core.terminal import plain_logs
+
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what this console has no character for
+    plain_logs()
     given = sys.argv[1:] if arguments is None else arguments
     words = [word for word in given if word != "--debug"]
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from prefix_rft_lab.config import ConfigError, preset
 from prefix_rft_lab.core import files
 from prefix_rft_lab.core.errors import RunClaimedError, RunError
 from prefix_rft_lab.runs import run as runs
-from prefix_rft_lab.runs.run import Claim, Run, claimed_by
+from prefix_rft_lab.runs.run import Claim, Run, RunWriter, claimed_by
 
 
 def foreign(run, *, age=0.0, boot="another", text=None):
@@ -206,6 +207,41 @@ def test_metrics_that_a_finished_run_did_not_record_are_noticed(tmp_path):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(RunError, match=r"metrics\.jsonl is damaged \(it is not what the finished run recorded\)"):
         run.check()
+
+
+def test_one_bit_of_any_file_of_a_finished_run_is_noticed(tmp_path):
+    whole = write_run(tmp_path / "whole", "sft", splits=("test", "ood"))
+    names = [path.relative_to(whole.path) for path in sorted(whole.path.rglob("*")) if path.is_file()]
+    assert {name.suffix for name in names} == {".json", ".jsonl", ".parquet"}
+    for name in names:
+        path = shutil.copytree(whole.path, tmp_path / f"{name.stem}{name.suffix}" / "run") / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        run = Run(tmp_path / f"{name.stem}{name.suffix}" / "run")
+        if name.name == "summary.json":
+            assert run.summary == whole.summary, "it is made again"
+        else:
+            with pytest.raises(RunError, match=r"is damaged \("):
+                run.check()
+
+
+def test_what_stands_in_the_place_of_a_file_or_folder_is_found_at_the_start(tmp_path):
+    run = write_run(tmp_path, "sft", done=False)
+    shutil.rmtree(run.path / "tokens")
+    for name, cause in (
+        ("metrics.jsonl", "it is no file"),
+        ("DONE.json", "it is no file"),
+        ("tokens", "it is no folder"),
+    ):
+        (run.path / name).unlink(missing_ok=True)
+        (run.path / name).mkdir() if "." in name else (run.path / name).write_text("")
+        with (
+            pytest.raises(RunError, match=f"{name} is damaged \\({cause}\\)"),
+            RunWriter(run.config, tmp_path) as writer,
+        ):
+            writer.start({})
+        (run.path / name).rmdir() if "." in name else (run.path / name).unlink()
 
 
 @pytest.mark.parametrize("left", [None, *DAMAGE.values(), b'{"title": "a report", "compare": {}}'])

@@ -1,5 +1,8 @@
 """Tables for people: the same frame as text, HTML and Markdown."""
 
+import subprocess
+import sys
+
 import pandas as pd
 import pytest
 
@@ -69,3 +72,15 @@ def test_a_table_is_a_list_of_columns_with_heads_and_marked_rows():
 def test_signed_interval():
     assert with_interval(0.1, -0.05, 0.25, "+.2f") == "+0.10 [-0.05, +0.25]"
     assert with_interval(0.1, float("nan"), float("nan"), "+.2f") == "+0.10"
+
+
+def test_log_lines_and_warnings_are_shown_not_obeyed():
+    script = (
+        "import logging, warnings\n"
+        "from prefix_rft_lab.core.terminal import plain_logs\n"
+        "plain_logs()\n"
+        "logging.getLogger('prefix_rft_lab.x').warning('%s', 'a\\x1b[2J\\u202e')\n"
+        "warnings.warn_explicit('b\\x07', UserWarning, '/prefix_rft_lab/x.py', 1)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True)
+    assert found.stderr == "a\\x1b[2J\\u202e\nb\\x07\n"

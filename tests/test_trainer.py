@@ -401,13 +401,20 @@ def test_a_torn_last_line_is_forgotten(tmp_path, small, whole):
     assert_same_run(train(config, tmp_path), whole("prefix_rft"))
 
 
-@pytest.mark.parametrize("lost", ["metrics.jsonl", "evaluations.jsonl", "tokens/step-000000.parquet", "a line"])
+@pytest.mark.parametrize(
+    "lost", ["metrics.jsonl", "evaluations.jsonl", "tokens/step-000000.parquet", "a line", "a bit"]
+)
 def test_a_run_whose_records_are_lost_makes_those_steps_again(tmp_path, small, whole, lost):
     path = interrupted(small(), tmp_path, 3)
     assert (path / "checkpoints" / "step-000002").is_dir()
     if lost == "a line":
         text = (path / "metrics.jsonl").read_text()
         (path / "metrics.jsonl").write_text(text[:40] + "\n" + text[40:])
+    elif lost == "a bit":
+        table = path / "tokens" / "step-000000.parquet"
+        content = bytearray(table.read_bytes())
+        content[len(content) // 2] ^= 1
+        table.write_bytes(content)
     else:
         (path / lost).unlink()
     run = train(small(), tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
 
 
 def shown(text: str, *, keep: str = "") -> str:
@@ -22,18 +23,21 @@ class Shown(logging.Formatter):
 
 
 def plain_logs(form: str = "%(message)s", level: int = logging.WARNING) -> None:
-    """Have this process print what the kit logs or warns of, as it is to be shown: on stderr, a line each."""
-    handler = logging.StreamHandler()
+    """Have this process print what is logged, and what the kit warns of, as it is to be shown: on stderr, a line each."""
+    handler = logging.lastResort
+    assert handler is not None
     handler.setFormatter(Shown(form))
+    handler.setLevel(level)
     kit = logging.getLogger("prefix_rft_lab")
-    kit.handlers = [handler]
     kit.setLevel(level)
-    usual = warnings.showwarning
+    warnings.showwarning = _warn  # type: ignore[assignment]
 
-    def show(message: Warning | str, category: type[Warning], filename: str, *rest: object) -> None:
-        if "prefix_rft_lab" in filename:
-            kit.warning("%s", message)
-        else:
-            usual(message, category, filename, *rest)  # type: ignore[arg-type]
 
-    warnings.showwarning = show  # type: ignore[assignment]
+_usual = warnings.showwarning
+
+
+def _warn(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+    if "prefix_rft_lab" in filename:
+        logging.getLogger("prefix_rft_lab").warning("%s", message)
+    else:
+        _usual(message, category, filename, *rest)
