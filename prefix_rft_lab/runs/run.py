@@ -487,7 +487,12 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         while True:
             with contextlib.suppress(FileNotFoundError):
-                folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                except FileExistsError:
+                    if folder.exists():
+                        raise
+                    continue  # it was there, and is gone again
                 descriptor = os.open(folder, os.O_RDONLY)
                 stack.callback(os.close, descriptor)
                 with contextlib.suppress(OSError):
