@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from math import prod
 
 ANSWER_CHARACTERS = 2000
 """A longer answer is no answer; text before and after it may have any length."""
@@ -205,6 +206,8 @@ _SIGNS = str.maketrans(
         },
         **{
             "√": r"\sqrt ",
+            "∛": r"\sqrt[3]",
+            "∜": r"\sqrt[4]",
             "≤": r"\le ",
             "⩽": r"\le ",
             "≥": r"\ge ",
@@ -269,7 +272,10 @@ _ROWS: list[tuple[str, _Replacement, str]] = [
     (r"\\neq(?![a-z])|!=", r"\\ne ", "comparisons"),
     (r"\\(?:vee)(?![a-z])", r"\\lor", "or"),
     (r"\\(?:wedge)(?![a-z])", r"\\land", "and"),
-    (r"(?<![A-Za-z\\])(?:np|numpy|math|sympy|sp)\.(?=[a-z])", "", "Python's modules"),
+    (r"\\sqrt ?\[(\d)\] ?(\d{1,30})(?![\d.])", r"\\sqrt[\1]{\2}", "roots of a number"),
+    (r"(?<=\d) ?[xX] ?(?=10 ?\^)", r"\\cdot ", "multiplication in plain text"),
+    (r" or (more|less|fewer|greater)(?![A-Za-z])", r"\\text{ than or \1 }", "a bound"),
+    (r"(?<![A-Za-z\\])(?:np|numpy|math|sympy|sp)\.(?=[a-z\\])", "", "Python's modules"),
     (r"(?<![A-Za-z\\])a(sin|cos|tan)(?=\()", r"arc\1", "Python's names"),
     (r"\*\*", "^", "Python's power"),
     (r"\*", r"\\cdot ", "multiplication in plain text"),
@@ -372,7 +378,16 @@ def _unwrap(text: str) -> str:
     """Without what encloses all of it: braces, dollar signs, bold type, another box."""
     while True:
         inner = text.strip()
-        for left, right in (("**", "**"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("__", "__")):
+        for left, right in (
+            ("**", "**"),
+            ("$$", "$$"),
+            ("$", "$"),
+            (r"\(", r"\)"),
+            (r"\[", r"\]"),
+            ("__", "__"),
+            ("*", "*"),
+            ("_", "_"),
+        ):
             if (
                 len(inner) > len(left + right)
                 and inner.startswith(left)
@@ -472,7 +487,7 @@ def _terms(match: re.Match[str]) -> str:
 _UNITS = {
     name: (dimension, Fraction(factor))
     for dimension, units in {
-        "length": "1/1000 mm millimeter millimetre|1/100 cm centimeter centimetre|1 m meter metre|1000 km kilometer kilometre"
+        "length": "1/1000 mm millimeter millimetre|1/100 cm centimeter centimetre|1 m meter metre|1000 km kilometer kilometre|1/10 dm decimeter decimetre"
         "|254/10000 in inch inche|3048/10000 ft foot feet|9144/10000 yd yard|1609344/1000 mi mile",
         "time": "1/1000 ms millisecond|1 s sec second|60 min minute|3600 h hr hour|86400 day|604800 week",
         "month": "1 month|12 yr year",
@@ -488,13 +503,18 @@ _UNITS = {
         "fahrenheit": "1 celsiusf fahrenheit",
         "volume": "1/1000 ml milliliter millilitre|1 l liter litre|3785411784/1000000000 gal gallon",
         "percent": "1 percent percentage",
+        "power": "1 watt|1000 kw kilowatt",
+        "energy": "1 joule|1000 kj kilojoule|3600000 kwh",
+        "force": "1 newton|1000 kn kilonewton",
+        "frequency": "1 hz hertz|1000 khz kilohertz",
+        "voltage": "1 volt|1000 kv kilovolt",
     }.items()
     for unit in units.split("|")
     for factor, *names in [unit.split()]
     for name in names
 }
 _RATES = {"mph": "mile/hour", "kmph": "km/hour", "kph": "km/hour", "kmh": "km/hour", "fps": "foot/second"}
-_MAGNITUDES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_MAGNITUDES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _EXCLUSIVE = [
     frozenset(group.split())
     for group in (
@@ -502,6 +522,17 @@ _EXCLUSIVE = [
         "increase decrease increased decreased increasing decreasing more less fewer gain loss profit rise fall up down"
         " higher lower greater smaller faster slower",
         "left right",
+        "hot cold hotter colder warmer cooler warm cool",
+        "wins losses draws",
+        "credit debit",
+        "taller shorter longer",
+        "heavier lighter",
+        "older younger",
+        "wider narrower",
+        "deeper shallower",
+        "horizontal vertical",
+        "parallel perpendicular",
+        "acute obtuse",
         "above below",
         "before after early late earlier later",
         "clockwise counterclockwise anticlockwise",
@@ -540,6 +571,7 @@ _HEDGES = frozenset(
         "possibly",
         "except",
         "unless",
+        "than",
     ]
 )
 _SMALL_WORDS = "is|are|the|of|per|to|by|and|or|not|no|red|men|boys|way|ways|box|cat|cats|dog|dogs|out|all|day|days|cm|mm|km|kg|ml|ft|mph|kmph|kph|hours?|hr|hrs|mins?|secs?|yd|yr|yrs|mi|lbs?|oz|inch|gal|sq|usd|eur|am|pm|rs|up|down|more|less|new"
@@ -619,8 +651,8 @@ def quantities(text: str) -> list[Quantity]:
         values[-1] += token
     found = []
     for value, names in zip(map(_value, values), words, strict=True):
-        power = sum(_MAGNITUDES.get(name, _MAGNITUDES.get(name.removesuffix("s"), 0)) for name in names)
-        value = rf"{value} \cdot 10^{{{power}}}" if power and value else value
+        times = prod(_MAGNITUDES.get(name, _MAGNITUDES.get(name.removesuffix("s"), 1)) for name in names)
+        value = rf"{value} \cdot {times}" if times > 1 and value else value
         plain = (name.rstrip(".") for name in names)
         found.append(Quantity(value, tuple(_ALIKE.get(name, name) for name in plain)))
     return [q for q in found if q.value or q.words]
@@ -631,17 +663,22 @@ def contradict(answer: Quantity, gold: Quantity, *, strictly: bool = False) -> b
     a, g = set(answer.words), set(gold.words)
     if a & _HEDGES != g & _HEDGES or ("?" in a) != ("?" in g):
         return True
-    if any(a & group and g & group and a & group != g & group for group in _EXCLUSIVE):
+    units = answer.unit() or gold.unit()
+    symbols = frozenset() if units else frozenset(word for word in a | g if len(word) == 1)  # N against J
+    if any(a & group and g & group and a & group != g & group for group in (*_EXCLUSIVE, symbols)):
         return True
     return strictly and bool(a) and bool(g) and not a & g and (answer.unit() is None or gold.unit() is None)
 
 
-_CLOCK = re.compile(r"(\d{1,2})(?: ?: ?(\d\d))?(?: ?: ?(\d\d))? ?(?:([ap]) ?\.? ?m|noon|midnight)?\.?")
+_CLOCK = re.compile(r"(\d{1,2})(?: ?: ?(\d\d))?(?: ?: ?(\d\d))? ?(?:([ap]) ?\.? ?m)?\.?")
 
 
 def clock(text: str) -> tuple[int, int, int, str | None] | None:
     """Hour, minute, second and half of the day of a clock time; None for anything else."""
-    match = _CLOCK.fullmatch(" ".join(re.sub(r"\\text|[{}]", " ", text.lower()).split()))
+    plain = " ".join(re.sub(r"\\text|[{}]", " ", text.lower()).split())
+    for name, hour in (("noon", "12 pm"), ("midnight", "12 am")):
+        plain = hour if plain in (name, f"12 {name}", f"12:00 {name}") else plain
+    match = _CLOCK.fullmatch(plain)
     if match is None or not (match[2] or match[4]):
         return None
     hour, minute, second = (int(match[i] or 0) for i in (1, 2, 3))

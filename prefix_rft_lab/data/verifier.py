@@ -29,6 +29,8 @@ __all__ = ["Verifier", "boxed_answer", "extract_answer", "parse", "readable", "v
 
 DIGITS = 6
 """Significant digits to which a decimal is compared with a number that no decimal of its length equals."""
+_SET, _PAIR = re.compile(r"\\\{[^(){}\[\]]*\\\}"), re.compile(r"[(\[][^(){}\[\]]*[)\]]")
+"""One set, whose elements have no order, and one pair or interval, whose ends have one."""
 LARGE = 100_000
 """Decimal digits of an integer that is still worked out; a larger one is compared by its logarithm."""
 
@@ -102,6 +104,10 @@ def _same_quantity(answer: Quantity, gold: Quantity) -> bool:
         return False
     units = answer.unit(), gold.unit()
     left, right = answer.value, gold.value
+    if {bool(_SET.fullmatch(left)), bool(_SET.fullmatch(right))} == {True, False} and (
+        _PAIR.fullmatch(left) or _PAIR.fullmatch(right)
+    ):
+        return False
     if sides := answers.numeric_sides(left):
         if not _same(*sides):
             return False
