@@ -212,7 +212,7 @@ USUAL = settings(
 
 
 @USUAL
-@given(number=NUMBERS, ways=st.lists(st.sampled_from(WAYS), min_size=1, max_size=3))
+@given(number=NUMBERS, ways=st.lists(st.sampled_from(WAYS), min_size=1, max_size=3, unique=True))
 def test_what_is_right_stays_right_however_it_is_typed(verifier, number, ways):
     typed = number
     for way in ways:
