@@ -45,6 +45,7 @@ from prefix_rft_lab.core.files import (
     _temporary,
     append_line,
     damaged,
+    ends,
     read_json,
     read_lines,
     read_table,
