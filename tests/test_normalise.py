@@ -192,7 +192,6 @@ NUMBERS = st.one_of(
 WAYS = [
     lambda a: f"${a}$",
     lambda a: f"{{{a}}}",
-    lambda a: f"**{a}**",
     lambda a: f" {a} .",
     lambda a: rf"\mathbf{{{a}}}",
     lambda a: rf"\boxed{{{a}}}",

@@ -333,7 +333,8 @@ def normalise(answer: str) -> str:
     text = re.sub(
         "[½⅓⅔¼¾⅕-⅞]", lambda m: r"\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", m[0]).split("⁄")), text
     )
-    text = _unwrap(" ".join(unicodedata.normalize("NFKC", text).translate(_SIGNS).split()))
+    text = " ".join(unicodedata.normalize("NFKC", text).translate(_SIGNS).split())
+    text = _unwrap(re.sub(r"(?<=[*$})\]_ ])\.\Z", "", text))
     if re.match(r"[-+]?\$ ?\d", text) and text.count("$") == 1:
         text = text.replace("$", r"\$")
     text = re.sub(r"(?<!\\)\$", "", text)
@@ -676,8 +677,8 @@ _CLOCK = re.compile(r"(\d{1,2})(?: ?: ?(\d\d))?(?: ?: ?(\d\d))? ?(?:([ap]) ?\.? 
 def clock(text: str) -> tuple[int, int, int, str | None] | None:
     """Hour, minute, second and half of the day of a clock time; None for anything else."""
     plain = " ".join(re.sub(r"\\text|[{}]", " ", text.lower()).split())
-    for name, hour in (("noon", "12 pm"), ("midnight", "12 am")):
-        plain = hour if plain in (name, f"12 {name}", f"12:00 {name}") else plain
+    for name, twelve in (("noon", "12 pm"), ("midnight", "12 am")):
+        plain = twelve if plain in (name, f"12 {name}", f"12:00 {name}") else plain
     match = _CLOCK.fullmatch(plain)
     if match is None or not (match[2] or match[4]):
         return None
