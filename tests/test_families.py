@@ -206,7 +206,7 @@ def test_a_model_that_comes_back_as_another_is_refused_before_the_first_step(tmp
             policy.save_policy(model, tokenizer, folder)
             model.lm_head.weight.copy_(before)
 
-    monkeypatch.setattr(checkpoint, "save_policy", forgetful)
+    monkeypatch.setattr(checkpoint, "save_weights", forgetful)
     config = small(**{"model.path": saved(tmp_path / "model", "llama, untied")})
     with pytest.raises(
         ConfigError, match=r"cannot be saved and read again \(lm_head.weight comes back with other numbers"

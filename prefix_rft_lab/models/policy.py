@@ -61,10 +61,15 @@ def _tokenizer(path: str, config: RunConfig, options: dict[str, Any]) -> Any:
 
     tokenizer = _loaded(AutoTokenizer, path, **options)
     use_template(tokenizer, config.model.template, path)
-    check_tokenizer(tokenizer, path)
-    keep_messages(tokenizer, path, system=config.model.system_prompt is not None)
-    part_replies(tokenizer)
+    _fit(tokenizer, config, path)
     return tokenizer
+
+
+def _fit(tokenizer: Any, config: RunConfig, where: str) -> None:
+    """Refuse a tokenizer that cannot serve; let its template keep all messages, and no token hold prompt and reply."""
+    check_tokenizer(tokenizer, where)
+    keep_messages(tokenizer, where, system=config.model.system_prompt is not None)
+    part_replies(tokenizer)
 
 
 def _location(config: RunConfig) -> tuple[str, dict[str, Any]]:
@@ -207,7 +212,7 @@ def adopt_policy(model: Any, tokenizer: Any, config: RunConfig) -> tuple[Any, An
     if not any(p.requires_grad for p in policy.parameters()):
         raise ConfigError(f"model = {kind} has no parameter that is trained; set requires_grad on those that should be")
     tokenizer = load_tokenizer(config) if tokenizer is None else copy.deepcopy(tokenizer)
-    check_tokenizer(tokenizer, kind)
+    _fit(tokenizer, config, kind)
     return _ready(policy, tokenizer, config, kind), whole, tokenizer
 
 
