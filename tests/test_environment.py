@@ -163,7 +163,7 @@ def test_the_doctor_passes_on_what_pip_finds(monkeypatch):
 
 def test_the_doctor_sends_an_extra_that_needs_other_versions_to_an_environment_of_its_own(monkeypatch):
     monkeypatch.setattr(doctor, "requirements", lambda extra: iter([(extra, ">=0.1", "")]))
-    remedies = {extra: next(doctor._extra(extra)).remedy for extra in ("wandb", *doctor.APART)}
+    remedies = {extra: doctor._extra(extra).remedy for extra in ("wandb", *doctor.APART)}
     assert "pip install -c constraints.txt -e '.[wandb]'" in remedies.pop("wandb")
     for extra, remedy in remedies.items():
         assert extra in NOT_PINNED

