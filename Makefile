@@ -10,7 +10,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.up-to-date
 VLLM := $(VENV)/.vllm-up-to-date
 
-.PHONY: env vllm test lint typecheck parity reproduce lab doctor clean
+TIME ?= 1800
+
+.PHONY: endure env vllm test lint typecheck parity reproduce lab doctor clean
 .DEFAULT_GOAL := test
 
 env: $(STAMP)
@@ -50,6 +52,10 @@ typecheck: $(STAMP)
 # The formulas against numbers that the published code gave.
 parity: $(STAMP)
 	$(BIN)/python -m tests.published.parity $(CASES)
+
+# Try to break the kit, and write docs/endurance.md; a short part of it is among the tests.
+endure: $(STAMP)
+	$(BIN)/python scripts/endure.py --seconds $(TIME) --write
 
 reproduce: $(STAMP)
 	$(BIN)/prefix-rft reproduce --profile $(PROFILE) --out $(OUT) --workers $(WORKERS)
