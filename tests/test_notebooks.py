@@ -46,6 +46,8 @@ def test_the_sequence_is_complete():
         "05_data_fraction",
         "06_components",
         "07_methods",
+        "08_your_own_idea",
+        "10_the_step_again",
     ]
 
 
@@ -188,6 +190,19 @@ def test_claim_of_notebook_6_at_smoke_size(reproduction):
     assert first["prefix_rft"]["grad_norm_prefix"] > 0
     assert not first["frozen prefix"].get("grad_norm_prefix", 0.0) > 0
     assert (arms["rft"].metrics["tokens_prefix"] == 0).all()
+
+
+@pytest.mark.slow
+def test_claim_of_notebook_8_at_smoke_size(reproduction):
+    """Where it holds for sure: all arms begin with the same rollouts, and each is paid by its own weights."""
+    runs = [Run(path.parent) for path in (reproduction / "runs" / "own-idea").glob("*/DONE.json")]
+    assert len(runs) == 4
+    assert len({run.metrics["rewards_lines"].iloc[0] for run in runs}) == 1
+    weights = {run.path: run.data["rewards"]["lines"]["weight"] for run in runs}
+    assert sorted(weights.values()) == [0, 0, 0, 0.5]
+    for run in runs:
+        paid = run.metrics["rewards_exact"] + weights[run.path] * run.metrics["rewards_lines"]
+        assert run.metrics["reward"].to_list() == pytest.approx(paid.to_list())
 
 
 def test_without_kept_tokens_no_prefix_token_has_an_advantage(small, tmp_path):
