@@ -16,11 +16,12 @@ from prefix_rft_lab.core.errors import RunError
 from prefix_rft_lab.core.files import read_json
 from prefix_rft_lab.experiments.evaluation_run import evaluate_policy
 from prefix_rft_lab.pool import train_all
-from prefix_rft_lab.rewards import REWARDS
+from prefix_rft_lab.rewards import REWARDS, Scorer
 from prefix_rft_lab.runs.run import directory_of
 from prefix_rft_lab.tasks import chains
-from prefix_rft_lab.tasks.task import Task, tasks, with_task
+from prefix_rft_lab.tasks.task import Task, from_verifiers, tasks, with_task
 from prefix_rft_lab.trainer import train
+from prefix_rft_lab.types import Problem
 
 FRAME = pd.DataFrame(
     [
@@ -141,6 +142,45 @@ def test_what_cannot_be_used_is_one_sentence(config, tmp_path):
     with pytest.raises(ConfigError, match="short"):
         train(config.replace(**{"data.reward": "shrt"}), out=tmp_path)
     assert here.fields["data.reward"] == "short"
+
+
+def test_a_taskset_of_verifiers_is_a_task(config, tmp_path):
+    vf = pytest.importorskip("verifiers.v1", reason="verifiers is not installed")
+
+    class Data(vf.TaskData):
+        answer: str
+        demonstrations: list[str]
+
+    class Chain(vf.Task[Data, vf.State, vf.TaskConfig]):
+        @vf.reward(weight=1.0)
+        async def right(self, trace: vf.Trace) -> float:
+            return float(trace.last_reply.endswith(f"{self.data.answer}}}"))
+
+        @vf.reward(weight=0.5)
+        async def short(self, trace: vf.Trace) -> float:
+            return float(len(trace.last_reply) < 60)
+
+    class Chains(vf.Taskset[Chain, vf.TasksetConfig]):
+        def load(self):
+            for row in FRAME.to_dict("records"):
+                yield Chain(Data(prompt=row["problem"], answer=row["answer"], demonstrations=[row["solution"]]))
+
+    taskset = Chains(vf.TasksetConfig(id="chains"))
+    task = from_verifiers(taskset, name="vf-chains", solved=1.0, version="1")
+    with Scorer(config.replace(**task.fields).data) as scorer:
+        first = chains.problems("train", 1)[0]
+        asked = [Problem(id="vf-chains-0", prompt=first.prompt, answer=first.answer)] * 2
+        assert scorer.score([f"\\boxed{{{first.answer}}}", "x" * 99], asked) == [1.5, 0.0]
+    run = train(config, task=task, out=tmp_path, progress=False)
+    assert run.config.ideas["data.reward vf-chains"] == "1"
+    assert run.metrics["reward"].max() > 0
+    assert train(config, task=task, out=tmp_path, progress=False).path == run.path
+
+    class Endless(Chains):
+        INFINITE = True
+
+    with pytest.raises(ConfigError, match=r"has no end; give taskset\.take"):
+        from_verifiers(Endless(vf.TasksetConfig(id="chains")), name="endless", solved=1.0)
 
 
 MODULE = """

@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prefix_rft_lab.core import registry
 from prefix_rft_lab.core.config import ConfigError, RunConfig
+from prefix_rft_lab.core.types import Problem
 from prefix_rft_lab.data import readers
 from prefix_rft_lab.data.rewards import REWARDS, Reward
 
@@ -64,8 +66,7 @@ class Task:
         if self.name:
             told = json.dumps({**self.fields, "data.problems": Path(kept).name}, sort_keys=True)
             version = f"{self.version} {hashlib.sha256(told.encode()).hexdigest()[:12]}".strip()
-            module = sys._getframe(2).f_globals.get("__name__", "__main__")
-            tasks._put(self.name, self, registry.Entry(module=module, version=version))
+            tasks._put(self.name, self, registry.Entry(module=_caller(), version=version))
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -79,6 +80,75 @@ class Task:
         }
         model = {"template": self.template, "system_prompt": self.system_prompt, "instruction": self.instruction}
         return found | {f"model.{name}": value for name, value in model.items() if value is not None}
+
+
+def from_verifiers(
+    taskset: Any,
+    *,
+    name: str,
+    solved: float,
+    version: str | None = None,
+    demonstrations: Callable[[Any], Sequence[str]] = lambda data: getattr(data, "demonstrations", ()),
+    **fields: Any,
+) -> Task:
+    """A taskset of the ``verifiers`` library (0.4, extra ``verifiers``) as a task: its prompts, scored by its own rewards.
+
+    Args:
+        name: of the task, and of the reward that asks the taskset.
+        solved: score from which a response counts as solved; the rewards of a taskset have no highest value.
+        version: of the taskset's rewards; without one, runs are trained anew.
+        demonstrations: worked solutions of a task's data, where there are any.
+        fields: further ones of :class:`Task`.
+
+    Raises:
+        ConfigError: a taskset without end, or tasks that need tools or a container: a response here is one turn of text.
+    """
+    import verifiers.v1 as vf
+    from verifiers.v1.graph import MessageNode
+
+    if not taskset.bounded:
+        raise ConfigError(f"taskset = {type(taskset).__name__} has no end; give taskset.take(n)")
+    known = {f"{name}-{number}": task for number, task in enumerate(taskset)}
+    for task in known.values():
+        if task.NEEDS_CONTAINER or task.toolsets(task.config) or not task.data.prompt_text:
+            raise ConfigError(
+                f"taskset = {type(taskset).__name__} has tasks with tools, a container or no prompt; give one whose tasks are "
+                "answered in one turn of text"
+            )
+
+    async def judged(response: str, problem: Problem) -> float:
+        task = known[problem.id]
+        asked = MessageNode(message=vf.UserMessage(content=task.data.prompt_text))
+        answered = MessageNode(parent=0, message=vf.AssistantMessage(content=response), sampled=True)
+        told = vf.TraceTask.model_construct(type=type(task).__name__, data=task.data)
+        start: dict[str, Any] = {"rewards": {}, "metrics": {}, "info": {}, "root_reply": response}
+        trace = vf.Trace.model_construct(task=told, nodes=[asked, answered], **start)
+        await task.score(trace)
+        return trace.reward
+
+    reward = Reward(function=judged, low=-math.inf, high=math.inf)
+    REWARDS._put(name, reward, registry.Entry(module=_caller(), version=version))
+    system = {task.data.system_prompt for task in known.values()}
+    if len(system) == 1 and (prompt := system.pop()):
+        fields.setdefault("system_prompt", prompt)
+    rows = [
+        Problem(
+            id=id,
+            prompt=task.data.prompt_text,
+            answer=str(getattr(task.data, "answer", None) or "(as its task judges)"),
+            demonstrations=tuple(demonstrations(task.data)),
+        )
+        for id, task in known.items()
+    ]
+    return Task(problems=rows, reward=name, solved=solved, name=name, **fields)
+
+
+def _caller() -> str:
+    """The module outside of the kit that asked for this."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "prefix_rft_lab":
+        frame = frame.f_back
+    return frame.f_globals.get("__name__", "__main__")
 
 
 def with_task(
