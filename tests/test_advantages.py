@@ -41,6 +41,8 @@ BY_HAND = {
         1 / (1 + EPS) - 1 / 3,
     ),
     "plain_baseline": ([2 / 3, -1 / 3, -1 / 3, 2 / 3], 2 / 3),
+    "grpo_plain": ([v / (STD0 + EPS) for v in (2 / 3, -1 / 3, -1 / 3, 2 / 3)], (2 / 3) / (STD0 + EPS)),
+    "maxrl": ([1.0, -1.0, -1.0, 1.0], 1.0),
 }
 
 
@@ -158,3 +160,13 @@ def test_luffy_split_replaces_a_zero_std():
     rows = Scores(scores=scores, group=torch.zeros(3, dtype=torch.int64), prefix_group=prefix)
     values = plain_baseline(rows, standardise=True).sampled
     torch.testing.assert_close(values, torch.tensor([0.0, 0.0, 1.0]), atol=1e-5, rtol=0)
+
+
+def test_maxrl_divides_by_the_mean():
+    """Scores 1, 0, 0, 0: (1 - 1/4) / (1/4) = 3 and -1; without a right row 0; all right 0."""
+    scores = advantages.Scores(
+        scores=torch.tensor([1.0, 0, 0, 0, 0, 0, 1, 1]),
+        group=torch.tensor([0, 0, 0, 0, 1, 1, 2, 2]),
+        prefix_group=torch.full((8,), -1),
+    )
+    assert advantages.maxrl(scores).sampled.tolist() == [3, -1, -1, -1, 0, 0, 0, 0]

@@ -42,9 +42,10 @@ def problem(tiny, small):
 def rows_of(stage, problem, config, scores=(1.0, 0.0, 0.0, 0.0), step=0):
     """The rows that the stage's own plan gives, with fixed tokens and scores in place of rollouts."""
     rows = stage.rows(problem, step, config)
-    for row, ids, score in zip(rows, SAMPLED, scores, strict=False):
+    for row, ids, score in zip(rows, (*SAMPLED, []), (*scores, 1.0), strict=False):
         row.sampled_ids, row.score = ([], 1.0) if row.is_demonstration else (list(ids), score)
-    return rows
+        row.solved = row.score == 1.0
+    return rows if stage.decide is None else stage.decide(rows, 0, config)
 
 
 def token_stats(model, rows):
@@ -180,6 +181,19 @@ def uft(stats, rows, config):
     }
 
 
+def dft(stats, rows, config):
+    # The gradient of a token is -p / n times that of its log-probability; p itself has none.
+    [(logp, _)] = stats
+    loss = -(logp.exp().detach() * logp).mean()
+    return {PREFIX: Expected(loss.detach(), loss)}
+
+
+def hpt(stats, rows, config):
+    # One of four rows is right: more than none, not more than one.
+    assert [row.is_demonstration for row in rows] == ([True] if config.hpt.gate else [False] * 4)
+    return {PREFIX: nll(stats, rows, weight=config.hpt.weight)} if config.hpt.gate else rft(stats, rows, config)
+
+
 def stage_of(name):
     return METHODS[name].stages[0]
 
@@ -197,6 +211,10 @@ CASES = {
     "relift": (stage_of("relift"), {}, rft),
     "relift sft": (stage_of("relift").replay.stage, {}, relift_sft),
     "uft": (stage_of("uft"), {"uft.low": 0.95, "rl.steps": 100}, uft),
+    "dft": (stage_of("dft"), {}, dft),
+    "hpt": (stage_of("hpt"), {}, hpt),
+    "hpt imitates": (stage_of("hpt"), {"hpt.gate": 1, "hpt.weight": 0.3}, hpt),
+    "dynamic": (stage_of("dynamic"), {}, rft),
 }
 
 
@@ -320,6 +338,7 @@ def test_micro_batch_normalisation_is_the_published_one(base, small, tiny):
         ({"method": "luffy", "rollout.rows_per_problem": 1}, "so that there are at least 2"),
         ({"method": "rl_sft_loss", "rollout.rows_per_problem": 2}, "1 rows for the baseline of 'plain_baseline'"),
         ({"method": "dr_po", "loss.advantage": "plain_baseline"}, "0 rows for the baseline of 'plain_baseline'"),
+        ({"method": "hpt", "hpt.gate": 4}, "hpt.gate = 4 is not below rollout.rows_per_problem = 4, so every"),
         ({"method": "luffy", "loss.advantage": "dr_grpo_prefix_v2"}, "defined with 'dr_grpo' or 'grpo' or 'plain_base"),
         ({"loss.updates_per_rollout": 3}, "more than rollout.problems_per_step = 2"),
         ({"prefix.high": 0.0, "prefix.low": 0.0}, "prefix.high = 0 leaves method 'prefix_rft' without prefixes"),

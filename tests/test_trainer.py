@@ -809,7 +809,7 @@ def test_a_diverged_run_is_a_finished_one_that_solved_nothing(tmp_path, small):
     assert compared.loc["sft", "avg"] == 0 and compared.loc["sft", "delta"] == -compared.loc["base", "avg"]
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("base", "rft", "rft_clip")])
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("base", "rft", "rft_clip", "dynamic")])
 def test_methods_that_need_demonstrations_say_so(tmp_path, small, method):
     with pytest.raises(ConfigError, match=rf"method = '{method}' needs demonstrations and none of the 12 training"):
         train(small(method=method, **{"data.demonstration_fraction": 0.0}), tmp_path)

@@ -144,6 +144,14 @@ def grpo(rows: Scores) -> RowAdvantages:
 ESTIMATORS["grpo_prefix"] = partial(dr_grpo_prefix, standardise=True)
 
 
+@register("maxrl")
+def maxrl(rows: Scores) -> RowAdvantages:
+    """A = (s - m8) / m8, 0 where no row scores (MaxRL): the gradient of the log of the success rate, under which the right rows of
+    a problem weigh as much as they are rare."""
+    mean = rows.statistics().mean
+    return rows.advantages((rows.exact - mean) / torch.where(mean == 0, 1.0, mean))
+
+
 @register("plain_baseline")
 def plain_baseline(rows: Scores, *, standardise: bool = False) -> RowAdvantages:
     """A = s - m0 on every token of the row: rows with a prefix or a demonstration do not move the baseline.
@@ -161,6 +169,9 @@ def plain_baseline(rows: Scores, *, standardise: bool = False) -> RowAdvantages:
     return rows.advantages(centred)
 
 
+ESTIMATORS["grpo_plain"] = partial(plain_baseline, standardise=True)
+
+
 def check(name: str, config: RunConfig, plain: int) -> None:
     """Refuse an estimator of the kit's whose baseline would be the mean of fewer than two rows.
 
@@ -171,7 +182,7 @@ def check(name: str, config: RunConfig, plain: int) -> None:
         ConfigError: it has none.
     """
     rows = config.rollout.rows_per_problem
-    baseline = plain if name == "plain_baseline" else rows
+    baseline = plain if name in ("plain_baseline", "grpo_plain") else rows
     if ESTIMATORS.entries[name].is_kit and baseline < 2:
         raise ConfigError(
             f"rollout.rows_per_problem = {rows} leaves method {config.method!r} {max(baseline, 0)} rows for the baseline of "

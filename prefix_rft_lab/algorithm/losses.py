@@ -7,6 +7,7 @@ result cannot depend on how the window was cut.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,9 +76,9 @@ def policy_loss_tokens(
     return PolicyTerms(loss=loss, clipped=clipped, dual_clipped=dual_clipped)
 
 
-def nll_tokens(logp: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood, nats: -log p(token). Any shape."""
-    return -logp
+def nll_tokens(logp: torch.Tensor, token_weight: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
+    """Negative log-likelihood, nats: -log p(token), times ``token_weight(p)``, which is held constant. Any shape."""
+    return -logp if token_weight is None else -logp * token_weight(logp.detach().exp())
 
 
 def demonstration_ratio(

@@ -109,6 +109,13 @@ def plain_and_demonstration_rows(problem: EncodedProblem, step: int, config: Run
     return rows
 
 
+@row_plan()
+def rows_beside_demonstration(problem: EncodedProblem, step: int, config: RunConfig) -> list[Row]:
+    """N rows from the bare prompt and, besides these, a whole demonstration where there is one."""
+    rows = plain_rows(problem, step, config)
+    return rows + [replace(row, row=len(rows)) for row in demonstration_rows(problem, step, config)]
+
+
 def demonstration_at(problem: EncodedProblem, step: int, config: RunConfig, number: int = 0) -> Demonstration:
     """The demonstration that prefix ``number`` of a problem is cut from at a step.
 

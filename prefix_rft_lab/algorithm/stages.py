@@ -144,10 +144,12 @@ class NegativeLogLikelihood:
     weight: float = 1.0
     entropy_weight: float = 0.0
     """Weight of the entropy (nats) that is taken off the NLL."""
+    token_weight: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """Factor of a token's NLL by its probability, held constant."""
     needs_advantage: bool = False
 
     def tokens(self, inputs: TokenInputs, config: RunConfig) -> TokenLosses:
-        loss = losses.nll_tokens(inputs.logp)
+        loss = losses.nll_tokens(inputs.logp, self.token_weight)
         if self.entropy_weight:
             loss = loss - self.entropy_weight * inputs.entropy
         return TokenLosses(loss=self.weight * loss, clipped=torch.zeros_like(loss, dtype=torch.bool))
@@ -190,6 +192,11 @@ class Stage:
     """Estimators that the stage makes sense with, its own first; none named: any that ``loss.advantage`` names."""
     replay: Replay | None = None
     """A second update on problems that the rollouts of this stage single out."""
+    decide: Callable[[list[Row], int, RunConfig], list[Row]] | None = None
+    """``(rows of a problem, wave, config) -> rows`` that stay once those of a wave (``Row.wave``) are scored: for the update,
+    and of later waves for being sampled at all. A problem of which none stays makes room for another."""
+    redraws: Callable[[RunConfig], int] = lambda config: 0
+    """How often a step draws other problems in place of those that were given up; those that it cannot replace stay."""
 
     def ranked(self, config: RunConfig) -> frozenset[TokenKind]:
         """Kinds that the entropy clip acts on under a config: it takes advantages away, so without one in the loss of a kind

@@ -231,6 +231,23 @@ class UftConfig(Section):
         return self
 
 
+class HptConfig(Section):
+    """HPT (arXiv 2509.04419): a problem is imitated where few of its rows are right, and reinforced elsewhere."""
+
+    gate: int = Field(0, ge=0)
+    """Right rows of a problem up to which its demonstration takes their place, below rollout.rows_per_problem."""
+    weight: float = Field(1.0, ge=0)
+    """Weight of the token-mean NLL of the demonstrations, over the window. (Published: 1, or 0.3, times a number that depends on
+    how the window is cut into micro-batches: some 0.08 to 0.25 of this one.)"""
+
+
+class DynamicConfig(Section):
+    """Dynamic sampling (DAPO, arXiv 2503.14476): problems whose rows all score alike make room for others."""
+
+    redraws: int = Field(3, ge=1)
+    """How often a step draws other problems at most."""
+
+
 class OptimConfig(Section):
     """AdamW and the length of one stage."""
 
@@ -392,6 +409,8 @@ class RunConfig(Section):
     luffy: LuffyConfig = LuffyConfig()
     relift: ReliftConfig = ReliftConfig()
     uft: UftConfig = UftConfig()
+    hpt: HptConfig = HptConfig()
+    dynamic: DynamicConfig = DynamicConfig()
     rl: OptimConfig = OptimConfig(steps=150, lr=1e-6)
     sft: OptimConfig = OptimConfig(steps=60, lr=5e-5, warmup_fraction=0.1, decay="cosine")
     evaluation: EvalConfig = EvalConfig()

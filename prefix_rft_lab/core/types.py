@@ -84,6 +84,8 @@ class Row:
     problem: EncodedProblem
     row: int
     """Number within its group: the ``row`` part of the random key."""
+    wave: int = 0
+    """Rows of a later wave are sampled when those of the waves before have scores, if the method still wants them."""
     prefix_ids: list[int] = field(default_factory=list)
     prefix_number: int = 0
     """Rows of a group with a prefix and equal numbers share that prefix."""

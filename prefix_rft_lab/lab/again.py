@@ -48,10 +48,13 @@ Reading = list[tuple[torch.Tensor, torch.Tensor]]
 HELD_OUT = -2
 """Row number of a validation problem's demonstration that the verifier accepts; nobody trains on it."""
 
-ACTS = ("prefix", "rollout", "loss", "rl", "sft", "luffy", "relift", "uft", "rl_sft_loss", "seed", "micro_batch_tokens")
+OF_METHODS = ("luffy", "relift", "uft", "rl_sft_loss", "hpt", "dynamic")
+"""Sections of a config that one method alone reads."""
+
+ACTS = ("prefix", "rollout", "loss", "rl", "sft", *OF_METHODS, "seed", "micro_batch_tokens")
 """Fields and sections of a config that can change what a step does to the policy."""
 
-RESAMPLES = ("prefix", "rollout", "uft", "seed")
+RESAMPLES = ("prefix", "rollout", "uft", "hpt", "dynamic", "seed")
 """Those that can give a row another context or another sample."""
 
 RATIO_ONLY = ("loss.clip_low", "loss.clip_high", "loss.dual_clip", "prefix.clip_ratio")
@@ -232,18 +235,10 @@ class Replay:
             return self.samples[step]
         place = self.place(step)
         stage = self.trainer.method.stages[place.stage]
-        rows = self.trainer.rows(stage, place.step)
-        self.sample(rows, stage, place.step)
+        rows = self.trainer.draw(stage, place.step)[0]
         if keep:
             self.samples[step] = rows
         return rows
-
-    def sample(self, rows: list[Row], stage: methods.Stage, step: int) -> None:
-        """Finish and score rows, in place."""
-        if stage.samples and rows:
-            if any(not row.is_demonstration for row in rows):
-                self.trainer.generate(rows, stage, step)
-            self.trainer.score_rows(rows)
 
     def learn(self, rows: list[Row], place: Place, stage: methods.Stage | None = None, **options: Any) -> UpdateResult:
         """The update of a step, and the second one where it is due."""
@@ -336,7 +331,7 @@ class Step:
             return f"stage {stage.name!r} draws no prefix"
         if name in CLIP_ONLY and not self.really.result.ranked.any():
             return "no token of this step is in the entropy clip's scope"
-        if section in ("luffy", "relift", "uft", "rl_sft_loss") and section != config.method:
+        if section in OF_METHODS and section != config.method:
             return f"{name} belongs to method {section!r}"
         return ""
 
@@ -441,14 +436,14 @@ class Step:
         same = {name(row): row for row in self.rows} if sampling(config) == sampling(self.replay.config) else {}
         problems = {row.problem.key: row.problem for row in self.rows}.values()
         rows = [row for problem in problems for row in stage.rows(problem, self.place.step, config)]
-        if len(rows) != len(self.rows) and config.method == self.replay.config.method:
+        fixed = stage.decide is None and config.method == self.replay.config.method
+        if len(rows) != len(self.rows) and fixed:
             raise ConfigError(
                 f"the change gives {len(rows)} rows in place of {len(self.rows)}; a step otherwise keeps its rows, so leave "
                 "rollout.rows_per_problem and rollout.rows_per_prefix as they are"
             )
         rows = [replace(same[name(r)], prefix_number=r.prefix_number) if name(r) in same else r for r in rows]
-        self.replay.sample([row for row in rows if name(row) not in same], stage, self.place.step)
-        return rows
+        return self.replay.trainer.rollout(rows, stage, self.place.step)[0] if stage.samples else rows
 
     def table(self, other: Outcome | None = None) -> pd.DataFrame:
         """One row per token of the step's rows, the followed demonstrations and held-out right answers.

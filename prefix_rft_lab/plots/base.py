@@ -62,6 +62,12 @@ SPARE_STYLES = (
     ("#a39500", "<"),  # their yellow, dark enough for words
     ("#8c564b", ">"),
     ("#004d4d", "h"),
+    ("#c2185b", "p"),
+    ("#5c6bc0", "X"),
+    ("#33691e", "d"),
+    ("#4e342e", "8"),
+    ("#00838f", "H"),
+    ("#ad1457", "<"),
 )
 """Colours and markers of methods without one of their own, in turn."""
 _ARM_COLOURS = ("#3b1fd1", "#7f0019", "#bf19f2", "#197f00", "#cc8c66", "#591959", "#bf0099", "#004026")

@@ -49,16 +49,21 @@ def own_metrics(rows: list[Row], result: UpdateResult, config: RunConfig) -> dic
 
 
 def row_metrics(
-    rows: list[Row], stage: methods.Stage, config: RunConfig, step: int, text: Callable[[Sequence[int]], str]
+    rows: list[Row],
+    drawn: list[Row],
+    stage: methods.Stage,
+    config: RunConfig,
+    step: int,
+    text: Callable[[Sequence[int]], str],
 ) -> dict[str, float]:
-    """What a step's rows say: rewards, lengths, prefixes."""
-    plain = [row for row in rows if not row.prefix_ids]
-    hybrid = [row for row in rows if row.is_hybrid]
+    """What a step's rows say: lengths of those of the update; rewards and prefixes of all that were drawn."""
+    plain = [row for row in drawn if not row.prefix_ids]
+    hybrid = [row for row in drawn if row.is_hybrid]
     sampled = plain + hybrid
     line: dict[str, float] = {"response_tokens": _mean(len(row.response_ids) for row in rows)}
     if stage.samples:
         by_problem: dict[tuple[int, ...], list[bool]] = {}
-        for row in rows:
+        for row in drawn:
             if not row.prefix_ids:
                 by_problem.setdefault(row.problem.key, []).append(row.solved)
         line |= {

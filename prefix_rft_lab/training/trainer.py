@@ -188,6 +188,8 @@ class Trainer:
         """Indices of the problems that wait for the second update of a stage, oldest first."""
         self.skipped_steps = 0
         """Steps left out so far."""
+        self.score_seconds = 0.0
+        """Time that scoring took in the step so far."""
 
     def __enter__(self) -> Trainer:
         return self
@@ -423,14 +425,9 @@ class Trainer:
     ) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
         """One step of a stage: a line of metrics, and the token table if this step records one."""
         config = self.config
-        clock = [time.perf_counter()]
-        rows = self.rows(stage, step)
-        if stage.samples:
-            self.generate(rows, stage, step)
-        clock.append(time.perf_counter())
-        if stage.samples:
-            self.score_rows(rows)
-        clock.append(time.perf_counter())
+        clock, self.score_seconds = [time.perf_counter()], 0.0
+        rows, drawn = self.draw(stage, step)
+        clock += [time.perf_counter() - self.score_seconds, time.perf_counter()]
         # Before the update: the alternatives are those that the rows were sampled among.
         record = self.recorder.before(rows, global_step)
         clock.append(time.perf_counter())
@@ -447,7 +444,7 @@ class Trainer:
             "global_step": global_step,
             **measure.token_metrics(result),
         }
-        line |= measure.row_metrics(rows, stage, config, step, self.text)
+        line |= measure.row_metrics(rows, drawn, stage, config, step, self.text)
         line |= measure.engine_gap(rows, result) | measure.own_metrics(rows, result, config)
         line |= replayed
         line |= {"lr": optimizers["main"].param_groups[0]["lr"], "verifier_timeouts": self.scorer.timeouts}
@@ -476,20 +473,58 @@ class Trainer:
         self.engine.weights_changed()
         return result, replayed
 
+    def draw(self, stage: methods.Stage, step: int) -> tuple[list[Row], list[Row]]:
+        """The rows of a step, sampled and scored: those of its update, and all."""
+        rows = self.rows(stage, step)
+        size, found, given_up, drawn = len(by_problem(rows)), Groups(), Groups(), list[Row]()
+        for again in range(1 + stage.redraws(self.config)):
+            if again:
+                rows = self.rows(stage, step, again=again)
+                rows = [row for group in [*by_problem(rows).values()][: size - len(found)] for row in group]
+            stay, sampled = self.rollout(rows, stage, step) if stage.samples else (rows, rows)
+            drawn += sampled
+            found |= by_problem(stay)
+            given_up |= {key: group for key, group in by_problem(sampled).items() if key not in found}
+            if len(found) == size:
+                break
+        groups = [*found.values(), *given_up.values()][:size]
+        return [row for group in groups for row in group], drawn
+
+    def rollout(self, rows: list[Row], stage: methods.Stage, step: int) -> tuple[list[Row], list[Row]]:
+        """Sample and score rows that have no score yet, wave after wave, and choose: those that stay, and all that have one."""
+        drawn: list[Row] = []
+        for wave in sorted({row.wave for row in rows}):
+            now = [row for row in rows if row.wave == wave]
+            new = [row for row in now if not row.rewards]
+            self.generate(new, stage, step)
+            self.score_rows(new)
+            drawn += now
+            if stage.decide is not None:
+                groups = by_problem(rows).values()
+                rows = [row for group in groups for row in stage.decide(group, wave, self.config)]
+        return rows, drawn
+
     def score_rows(self, rows: Sequence[Row]) -> None:
         """Give each row what the rewards say of its whole response."""
+        if not rows:
+            return
+        started = time.perf_counter()
         texts, problems = [self.text(row.response_ids) for row in rows], [row.problem.problem for row in rows]
         parts = self.scorer.parts(texts, problems)
         for i, (row, score) in enumerate(zip(rows, self.scorer.total(parts), strict=True)):
             row.score, row.solved = score, self.scorer.solved(score)
             row.rewards = {name: values[i] for name, values in parts.items()}
+        self.score_seconds += time.perf_counter() - started
 
-    def rows(self, stage: methods.Stage, step: int) -> list[Row]:
-        """The rows of one step, before generation, grouped by problem."""
+    def rows(self, stage: methods.Stage, step: int, *, again: int = 0) -> list[Row]:
+        """The rows of one step, before generation, grouped by problem; of a later draw in it where ``again`` is its number."""
         config = self.config
         pool = [p for p in self.train_problems if p.demonstrations or stage.demonstrations != "required"]
         size = config.rollout.problems_per_step if stage.samples else config.sft.batch_rows
-        chosen = prefixes.batch_at(pool, step, size, config.seed, f"order/{stage.name}")
+        purpose = f"order/{stage.name}/{again}" if again else f"order/{stage.name}"
+        chosen = prefixes.batch_at(pool, step, size, config.seed, purpose)
+        if again:  # A problem that came before in this step is another visit.
+            chosen = [replace(problem, visit=problem.visit + again * size) for problem in chosen]
         return [row for problem in chosen for row in stage.rows(problem, step, config)]
 
     def _replay(
@@ -499,10 +534,7 @@ class Trainer:
         replay = stage.replay
         if replay is None:
             return {}
-        groups: dict[tuple[int, ...], list[Row]] = {}
-        for row in rows:
-            groups.setdefault(row.problem.key, []).append(row)
-        for group in groups.values():
+        for group in by_problem(rows).values():
             problem = group[0].problem
             if problem.demonstrations and problem.index not in self.replay and replay.enters(group):
                 self.replay.append(problem.index)
@@ -519,7 +551,8 @@ class Trainer:
     def generate(self, rows: list[Row], stage: methods.Stage, step: int) -> None:
         """Let the policy finish every row that is not a demonstration."""
         config = self.config
-        sampled = [row for row in rows if not row.is_demonstration]
+        if not (sampled := [row for row in rows if not row.is_demonstration]):
+            return
         requests = [
             Request(
                 context_ids=row.problem.prompt_ids + row.prefix_ids,
@@ -676,6 +709,17 @@ class Trainer:
                 raise disk_error(error, folder) from error
         self.writer.finish(summary, seconds)
         self.checkpoints.remove()
+
+
+Groups = dict[tuple[int, ...], list[Row]]
+
+
+def by_problem(rows: Sequence[Row]) -> Groups:
+    """Rows in groups, by the key of their problem."""
+    groups: Groups = {}
+    for row in rows:
+        groups.setdefault(row.problem.key, []).append(row)
+    return groups
 
 
 class _DivergedError(Exception):

@@ -13,6 +13,9 @@ from prefix_rft_lab.algorithm.methods.relift import RELIFT
 from prefix_rft_lab.algorithm.methods.uft import UFT
 from prefix_rft_lab.algorithm.methods.dr_po import DR_PO
 from prefix_rft_lab.algorithm.methods.rft_clip import RFT_CLIP
+from prefix_rft_lab.algorithm.methods.dft import DFT
+from prefix_rft_lab.algorithm.methods.hpt import HPT
+from prefix_rft_lab.algorithm.methods.dynamic import DYNAMIC
 
 # isort: on
 from prefix_rft_lab.algorithm.methods.prefix_rft import PREFIX_LOSSES
@@ -34,7 +37,10 @@ from prefix_rft_lab.algorithm.stages import (
 )
 
 __all__ = [
+    "DFT",
     "DR_PO",
+    "DYNAMIC",
+    "HPT",
     "LUFFY",
     "METHODS",
     "PREFIX_LOSSES",

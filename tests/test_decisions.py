@@ -1,0 +1,91 @@
+"""What a method decides between the scores of a problem's rows and the update."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from prefix_rft_lab import methods
+from prefix_rft_lab.runs.run import RunWriter
+from prefix_rft_lab.trainer import Trainer, by_problem
+
+
+@pytest.fixture
+def trainer_of(tmp_path, small):
+    """``trainer_of(scores, **changes)``: a trainer whose rows score ``scores(row)``; what it samples is in ``sampled``."""
+    opened = []
+
+    def make(scores, **changes):
+        config = small(**changes)
+        one = Trainer(config, RunWriter(config, tmp_path))
+        opened.append(one)
+        one.sampled = []
+
+        def generate(rows, stage, step):
+            one.sampled += [row for row in rows if not row.is_demonstration]
+
+        def score(rows):
+            for row in rows:
+                row.score = float(scores(row))
+                row.solved, row.rewards = row.score == 1, {"own": row.score}
+
+        one.generate, one.score_rows = generate, score
+        return one
+
+    yield make
+    for one in opened:
+        one.__exit__()
+
+
+@pytest.mark.parametrize(("gate", "right", "imitated"), [(0, 0, True), (0, 1, False), (2, 2, True), (2, 3, False)])
+def test_hpt_takes_the_demonstration_or_the_rows(trainer_of, gate, right, imitated):
+    one = trainer_of(lambda row: row.row < right, method="hpt", **{"hpt.gate": gate})
+    rows, drawn = one.draw(methods.HPT, 0)
+    assert len(one.sampled) == 2 * 4 and len(drawn) == 2 * 5, "of two problems"
+    for group in by_problem(rows).values():
+        assert [row.is_demonstration for row in group] == ([True] if imitated else [False] * 4)
+
+
+def test_hpt_keeps_the_rows_of_a_problem_without_demonstration(trainer_of):
+    one = trainer_of(lambda row: 0, method="hpt")
+    one.train_problems = [replace(problem, demonstrations=()) for problem in one.train_problems]
+    assert [row.is_demonstration for row in one.draw(methods.HPT, 0)[0]] == [False] * 8
+
+
+def test_problems_whose_rows_score_alike_make_room_for_others(trainer_of):
+    # Of the first draw's two problems one has rows that differ; of the later draws only those of the third.
+    one = trainer_of(lambda row: row.row == 0 and row.problem.key in good, method="dynamic")
+    planned = [list(by_problem(one.rows(methods.DYNAMIC, 0, again=again))) for again in range(4)]
+    good = {planned[0][1], planned[2][0]}
+    rows, drawn = one.draw(methods.DYNAMIC, 0)
+    assert list(by_problem(rows)) == [planned[0][1], planned[2][0]]
+    assert list(by_problem(drawn)) == [*planned[0], planned[1][0], planned[2][0]], "one place was open each time"
+    assert len(one.sampled) == len(drawn) == 4 * 4
+    keys = [key for draw in planned for key in draw]
+    assert len(set(keys)) == len(keys), "a problem that comes again in a step has other random numbers"
+
+
+def test_problems_that_cannot_be_replaced_stay(trainer_of):
+    one = trainer_of(lambda row: 0, method="dynamic", **{"dynamic.redraws": 1})
+    rows, drawn = one.draw(methods.DYNAMIC, 3)
+    assert list(by_problem(rows)) == list(by_problem(one.rows(methods.DYNAMIC, 3)))
+    assert len(drawn) == 2 * len(rows) == 16
+
+
+def test_rows_of_a_later_wave_are_sampled_only_if_the_method_still_wants_them(trainer_of):
+    def rows_of(problem, step, config):
+        return [replace(row, wave=row.row // 2) for row in methods.RFT.rows(problem, step, config)]
+
+    def decide(rows, wave, config):
+        return rows if not any(row.solved for row in rows if row.wave == wave) else [r for r in rows if r.wave <= wave]
+
+    one = trainer_of(lambda row: row.problem.index == easy, method="rft")
+    stage = replace(methods.RFT, rows=rows_of, decide=decide)
+    easy = one.rows(stage, 0)[0].problem.index
+    rows, drawn = one.draw(stage, 0)
+    assert [(row.problem.index == easy, row.row) for row in rows] == [
+        *((True, i) for i in range(2)),
+        *((False, i) for i in range(4)),
+    ]
+    assert len(one.sampled) == len(drawn) == 6
