@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from prefix_rft_lab import stats
+from prefix_rft_lab import stats, sweeps
 from prefix_rft_lab.core.files import read_lines
 from prefix_rft_lab.core.registry import REGISTRIES, with_ideas
 from prefix_rft_lab.pool import train_all
@@ -186,3 +186,28 @@ def test_each_idea_with_another_version_is_another_run(ideas, tmp_path):
     (tmp_path / "my_own_ideas.py").write_text(MODULE.replace('"train", 24', '"train", 25'))
     importlib.reload(sys.modules["my_own_ideas"])
     assert directory_of(with_ideas(with_task(ideas())), tmp_path) not in seen, "other problems"
+
+
+SWEEP = """
+name: own
+question: Does it run?
+preset: tiny
+seeds: [0, 1]
+set: {imports: [my_own_ideas], data.task: own-chains, rl.steps: 2, data.train_problems: 12, data.eval_problems: 4,
+  rollout.problems_per_step: 2, rollout.rows_per_problem: 4, evaluation.every: 0, evaluation.k: 2,
+  evaluation.problems: 4, evaluation.hard_tries: 0, evaluation.final_splits: [test], prefix.decay_steps: 2}
+arms:
+  mine: {method: mine, prefix.schedule: stairs}
+  kit: {method: prefix_rft}
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_takes_them_by_name(ideas, tmp_path):
+    (tmp_path / "own.yaml").write_text(SWEEP)
+    runs = sweeps.run(sweeps.plan("own.yaml", "smoke"), out=tmp_path / "runs", workers=2)
+    assert [run.method for run in runs] == ["mine"] * 2 + ["prefix_rft"] * 2
+    assert {run.config.data.reward for run in runs} == {"1 * exact + 0.25 * tidy"}
+    assert {run.config.prefix.schedule for run in runs} == {"stairs", "cosine"}
+    found = sweeps.finished(sweeps.plan("own.yaml", "smoke"), tmp_path / "runs")
+    assert [run.path for run in found] == [run.path for run in runs]
