@@ -39,7 +39,7 @@ $(VLLM): $(STAMP)
 	@touch $@
 
 test: vllm lint typecheck parity
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # The configuration extends both commands to notebooks.
 lint: $(STAMP)
