@@ -20,7 +20,7 @@ from prefix_rft_lab.core import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-NOT_PINNED = {"vllm", "setuptools", "trackio"}
+NOT_PINNED = {"vllm", "setuptools", "trackio", "verifiers"}
 """The first needs a machine of its own kind, and its own release pins what it needs; the second builds packages; the third
 needs an older pillow than the pinned one."""
 
