@@ -61,6 +61,10 @@ _COLUMN = (
 )
 Changes = Annotated[Sequence[str], Parameter(name="--set", help=_SET)]
 Columns = Annotated[Sequence[str], Parameter(name="--column", help=_COLUMN)]
+_IMPORT = "module with ideas of your own (methods, rewards, schedules, ...), e.g. my_ideas; may be repeated"
+Imports = Annotated[Sequence[str], Parameter(name="--import", help=_IMPORT)]
+_FRESH = "train again, from the start, what was trained before; to resume after an interruption, leave it out"
+Fresh = Annotated[bool, Parameter(help=_FRESH)]
 Out = Annotated[str, Parameter(help="folder of all runs")]
 Reproduction = Annotated[str, Parameter(help="parent of the profile's folder")]
 Workers = Annotated[int, Parameter(help="runs trained at a time")]
@@ -162,7 +166,9 @@ def train(
     steps: int | None = None,
     out: Out = "runs",
     changes: Changes = (),
+    imports: Imports = (),
     workers: Workers = 1,
+    fresh: Fresh = False,
     dry_run: Annotated[bool, _INSTEAD] = False,
     plan: Annotated[bool, _INSTEAD] = False,
     flops: float | None = None,
@@ -179,6 +185,7 @@ def train(
       prefix-rft train --method all --seeds 0,1,2 --workers 2
       prefix-rft train --preset smol --problems mine.jsonl --set rollout.max_response_tokens=256
       prefix-rft train --config run.yaml --set prefix.keep_fraction=0.5 --dry-run
+      prefix-rft train --import my_ideas --method mine --seeds 0,1,2
       prefix-rft train --preset paper-7b --plan
 
     Args:
@@ -202,6 +209,7 @@ def train(
     for option, value in (("--flops", flops), ("--response-tokens", response_tokens)):
         if value is not None and not plan:
             raise lab.ConfigError(f"{option} {value:g} has no meaning without --plan; add it, or leave {option} out")
+    lab.registry.load(imports)
     base = lab.RunConfig.load(config) if config else lab.preset(preset)
     fields = _given(seed=seed, model__path=model, data__problems=problems) | _changed(changes, columns)
     numbers = None if seeds is None else _whole_numbers("--seeds", seeds)
@@ -217,23 +225,23 @@ def train(
     if dry_run:
         for one in configs:
             path = directory_of(one, out)
-            state = "is finished already" if (path / "DONE.json").is_file() else "would resume" if path.exists() else ""
-            say(f"{path}/  {state or 'would be written'}")
+            state = "is finished already" if (path / "DONE.json").is_file() else "would resume"
+            say(f"{path}/  {'would be written' if not path.exists() else 'would be trained again' if fresh else state}")
         say("config.json env.json data.json metrics.jsonl evaluations.jsonl tokens/ evaluation/ summary.json", end="")
         say(f"{' model/' if configs[0].records.save_model else ''} DONE.json")
         return 0
-    return _train(configs, out, workers)
+    return _train(configs, out, workers, fresh)
 
 
-def _train(configs: Sequence[lab.RunConfig], out: str, workers: int) -> int:
+def _train(configs: Sequence[lab.RunConfig], out: str, workers: int, fresh: bool) -> int:
     from prefix_rft_lab.analysis import results
     from prefix_rft_lab.core.tables import show
     from prefix_rft_lab.experiments.pool import train_all
 
     if len(configs) == 1:
-        runs = [lab.train(configs[0], out=out, progress=sys.stderr.isatty())]
+        runs = [lab.train(configs[0], out=out, progress=sys.stderr.isatty(), fresh=fresh)]
     else:
-        runs = train_all(configs, out=out, workers=workers)
+        runs = train_all(configs, out=out, workers=workers, fresh=fresh)
     for run in runs:
         say(f"run {run.path}{f'  {run.diverged}' if run.diverged else ''}")
     say(show(results.of_runs(runs)))
@@ -252,7 +260,9 @@ def sweep(
     out: Out = "runs",
     columns: Columns = (),
     changes: Changes = (),
+    imports: Imports = (),
     workers: Workers = 2,
+    fresh: Fresh = False,
     run_limit: float | None = None,
     time_limit: float | None = None,
     plan: bool = False,
@@ -271,11 +281,11 @@ def sweep(
 
     Args:
         source: a YAML file, or the name of a sweep of the kit
-        profile: smoke, quick, full or one of the file (default: the file as it stands)
+        profile: smoke, quick, full or one of the file (default: the file as it is)
         seeds: seeds in place of the file's, e.g. 0,1,2
         run_limit: a run that takes longer, in seconds, is stopped and counts as failed
         time_limit: limit of the whole command in seconds
-        plan: print the runs and how each stands, train nothing
+        plan: print the runs and the state of each, train nothing
         list: print the sweeps of the kit
     """
     from prefix_rft_lab.analysis import results
@@ -287,6 +297,7 @@ def sweep(
         return 0
     if source is None:
         raise lab.ConfigError(f"no sweep is given; name a YAML file, or one of {', '.join(lab.sweeps.names())}")
+    lab.registry.load(imports)
     numbers = None if seeds is None else _whole_numbers("--seeds", seeds)
     planned = lab.sweeps.plan(source, profile, seeds=numbers, **_changed(changes, columns))
     if plan:
@@ -295,7 +306,9 @@ def sweep(
     say(f"{planned.sweep.name}: {planned.sweep.question or 'no question'} {len(planned.runs)} runs", flush=True)
     failed = False
     try:
-        lab.sweeps.run(planned, out=out, workers=workers, run_seconds_limit=run_limit, seconds_limit=time_limit)
+        lab.sweeps.run(
+            planned, out=out, workers=workers, run_seconds_limit=run_limit, seconds_limit=time_limit, fresh=fresh
+        )
     except lab.pool.PoolError as error:
         failed = True
         say(f"prefix-rft: {error}", to="stderr")
@@ -330,6 +343,7 @@ def evaluate(
     limit: Limit = None,
     out: str | None = None,
     changes: Changes = (),
+    imports: Imports = (),
 ) -> None:
     """Evaluate a policy: avg@k, pass@k, greedy.
 
@@ -364,6 +378,7 @@ def evaluate(
         raise lab.ConfigError(f"--k {k} samples nothing; give at least 1")
     if benchmark_dir and not benchmark:
         raise lab.ConfigError("--benchmark-dir needs --benchmark, e.g. --benchmark paper")
+    lab.registry.load(imports)
     fields = _given(
         data__problems=problems, evaluation__k=None if benchmark else k, evaluation__temperature=temperature
     )

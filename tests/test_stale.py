@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
+from conftest import SMALL
 
-from prefix_rft_lab import train
+from prefix_rft_lab import cli, load_all, train
 from prefix_rft_lab.algorithm import methods  # noqa: F401  # registers the kit's ideas before `own` copies them
 from prefix_rft_lab.core import registry
 from prefix_rft_lab.core.config import ConfigError
@@ -260,3 +264,88 @@ def test_a_module_of_ideas_travels_to_workers_by_the_config(tmp_path, small, mon
     stamps = [(run.path / "DONE.json").stat().st_mtime_ns for run in runs]
     train_all(configs, out=tmp_path / "runs", progress=False)
     assert [(run.path / "DONE.json").stat().st_mtime_ns for run in runs] == stamps
+
+
+OWN = """
+from prefix_rft_lab import rewards, schedules
+
+
+@schedules.register("mine", version="1")
+def window(step, settings):
+    return 0.5, 0.5
+
+
+@rewards.register("short", version="1")
+def short(response, problem):
+    return float(len(response) < 40)
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The name of a module of ideas in the folder that commands run in."""
+    (tmp_path / "my_command_ideas.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    yield "my_command_ideas"
+    sys.modules.pop("my_command_ideas", None)
+
+
+def test_import_brings_ideas_to_train_and_evaluate(module, small, capsys):
+    Path("run.yaml").write_text(small(**(QUICK | {"records.save_model": True})).to_yaml())
+    command = ["train", "--config=run.yaml", "--set=prefix.schedule=mine", "--set=data.reward=short"]
+    assert cli.main(command) == 2
+    assert "data.reward = 'short' is not known" in capsys.readouterr().err
+    command.append(f"--import={module}")
+    assert cli.main([*command, "--dry-run"]) == 0
+    *_, path, _ = capsys.readouterr().out.splitlines()
+    assert cli.main(command) == 0
+    [run] = load_all("runs")
+    assert path == f"{run.path}/  would be written"
+    assert run.config.imports == (module,)
+    assert run.config.ideas == {"prefix.schedule mine": "1", "data.reward short": "1"}
+    assert set(run.metrics["prefix_ratio_low"].dropna()) == {0.5}
+    capsys.readouterr()
+    assert cli.main([*command, "--dry-run"]) == 0 and "is finished already" in capsys.readouterr().out
+    # Another process has not imported it: the run names the module itself, a policy does not.
+    of_policy = ["evaluate", "--model=tiny", "--set=data.reward=short", "--k=1", "--limit=2"]
+    code = "import sys; from prefix_rft_lab import cli; sys.exit(cli.main(sys.argv[1:]))"
+    for arguments, status in (
+        (of_policy, 2),
+        ([*of_policy, f"--import={module}"], 0),
+        (["evaluate", "--model", str(run.path), "--limit=2"], 0),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        assert done.returncode == status, done.stderr
+    assert cli.main(["train", "--import=no_such_ideas"]) == 2
+    assert "imports = 'no_such_ideas' cannot be imported" in capsys.readouterr().err
+
+
+def test_fresh_trains_again_by_train_and_sweep(module, small, capsys):
+    Path("run.yaml").write_text(small(**QUICK, method="rft").to_yaml())
+    command = ["train", "--config=run.yaml", "--fresh"]
+
+    def stamps(out="runs"):
+        return [(run.path / "DONE.json").stat().st_mtime_ns for run in load_all(out)]
+
+    assert cli.main(command) == 0
+    before = stamps()
+    assert cli.main(command[:2]) == 0 and stamps() == before
+    capsys.readouterr()
+    assert cli.main([*command, "--dry-run"]) == 0 and "would be trained again" in capsys.readouterr().out
+    assert stamps() == before
+    assert cli.main(command) == 0 and stamps()[0] > before[0]
+
+    arms = {"mine": {"prefix.schedule": "mine"}, "cosine": {}}
+    Path("mine.yaml").write_text(yaml.safe_dump({"name": "mine", "set": SMALL | QUICK, "arms": arms}))
+    command = ["sweep", "mine.yaml", "--out=swept"]
+    assert cli.main([*command, "--plan"]) == 2
+    assert "prefix.schedule = 'mine' is not known" in capsys.readouterr().err
+    command.append(f"--import={module}")
+    assert cli.main(command) == 0
+    runs = load_all("swept")
+    assert {run.config.prefix.schedule: run.config.imports for run in runs} == {"mine": (module,), "cosine": ()}
+    before = stamps("swept")
+    assert cli.main(command) == 0 and stamps("swept") == before
+    assert cli.main([*command, "--fresh"]) == 0
+    assert all(new > old for new, old in zip(stamps("swept"), before, strict=True))

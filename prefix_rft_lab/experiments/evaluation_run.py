@@ -204,6 +204,7 @@ def evaluate_benchmarks(
 
     if limit is not None and limit < 1:
         raise ConfigError(f"limit = {limit} leaves no problem; give at least 1")
+    config = with_ideas(config)
     if out is not None and (out := Path(out).expanduser()).is_file():
         raise ConfigError(f"out = {str(out)!r} is a file; benchmarks are written into a folder")
     if out is not None:

@@ -434,6 +434,7 @@ def configs(
         ConfigError: a value that cannot be used.
     """
     changed = dict(changes or {})
+    registry.load(changed.get("imports", base.imports))
     given = method or changed.pop("method", base.method)
     chosen = list(methods.METHODS) if given == "all" else list(dict.fromkeys(given.split(",")))
     if steps is not None:
@@ -445,7 +446,7 @@ def configs(
         writers.check(config)
     return [
         config.replace(seed=seed)
-        for config in found
+        for config in map(registry.with_ideas, found)
         for seed in list(dict.fromkeys(seeds or [config.seed]))[: None if methods.get(config.method).stages else 1]
     ]
 
@@ -478,6 +479,7 @@ def run_all(
     progress: bool = True,
     run_seconds_limit: float | None = None,
     seconds_limit: float | None = None,
+    fresh: bool = False,
 ) -> list[list[Run]]:
     """Train several sweeps under one status, runs that they share once, and return the runs of each in its order.
 
@@ -491,6 +493,7 @@ def run_all(
         progress: show one status of all runs.
         run_seconds_limit: wall-clock limit of each run; one that takes longer counts as failed and keeps its checkpoint.
         seconds_limit: wall-clock limit of the whole call.
+        fresh: train again, from the start, what was trained before.
 
     Raises:
         ConfigError: a folder that cannot be written, fewer than one worker, a limit that is no positive number.
@@ -505,6 +508,7 @@ def run_all(
             progress=progress,
             seconds_limit=seconds_limit,
             run_seconds_limit=run_seconds_limit,
+            fresh=fresh,
         )
     except (PoolError, KeyboardInterrupt):
         _write_summaries(plans, out)
