@@ -194,6 +194,16 @@ def hpt(stats, rows, config):
     return {PREFIX: nll(stats, rows, weight=config.hpt.weight)} if config.hpt.gate else rft(stats, rows, config)
 
 
+def chord(stats, rows, config):
+    # Plain scores 1, 0, 0, 0: mean 1/4, sample deviation 1/2. Token mean over the 13 sampled tokens; update() is at step 0.
+    share = config.chord.phi_mu if "phi" in config.method else 0.9
+    advantages = [(1 - share) * value / (0.5 + 1e-6) for value in (0.75, -0.25, -0.25, -0.25)]
+    p = stats[4][0].exp().detach()
+    weight = p * (1 - p) if "phi" in config.method else 1.0
+    loss = -share * (weight * stats[4][0]).mean()
+    return {ON_POLICY: policy(stats, rows, ON_POLICY, [*advantages, 0.0], 13), PREFIX: Expected(loss.detach(), loss)}
+
+
 def stage_of(name):
     return METHODS[name].stages[0]
 
@@ -215,6 +225,8 @@ CASES = {
     "hpt": (stage_of("hpt"), {}, hpt),
     "hpt imitates": (stage_of("hpt"), {"hpt.gate": 1, "hpt.weight": 0.3}, hpt),
     "dynamic": (stage_of("dynamic"), {}, rft),
+    "chord_mu": (stage_of("chord_mu"), {"method": "chord_mu"}, chord),
+    "chord_phi": (stage_of("chord_phi"), {"method": "chord_phi"}, chord),
 }
 
 
@@ -397,6 +409,20 @@ def test_luffy_has_no_clip_where_the_policy_has_moved(base, small, problem):
     expected = gradient_of(moved, loss)
     assert (gradients[1] - expected).norm() <= 1e-6 * expected.norm()
     assert not result.limited.any()
+
+
+def test_the_share_of_imitation_moves_with_the_steps(base, small, problem):
+    """CHORD-mu at step 2 of a decay over 4: mu = 0.05 + 0.85 / 2, so both sides' gradients are those of step 0 times a ratio."""
+    config, stage = small(method="chord_mu"), stage_of("chord_mu")
+    rows, norms = rows_of(stage, problem, config), []
+    for step in (0, 2, 4):
+        optimizer = Capture((model := copy.deepcopy(base)).parameters(), lr=0.0)
+        result = Updater(model, config, pad_id=0).update(rows, stage, config.rl, optimizer, step, diagnose=True)
+        norms.append(result.grad_norms)
+    assert config.rl.steps == 4
+    for step, share in enumerate((0.9, 0.475, 0.05)):
+        assert norms[step][PREFIX] == pytest.approx(norms[0][PREFIX] * share / 0.9, rel=1e-6)
+        assert norms[step][ON_POLICY] == pytest.approx(norms[0][ON_POLICY] * (1 - share) / 0.1, rel=1e-6)
 
 
 def test_every_method_accepts_the_presets(small):

@@ -12,7 +12,7 @@ where a normaliser is one number known before the first pass over the optimizer 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -34,6 +34,8 @@ class TokenInputs:
     entropy: torch.Tensor  # float32, nats, of the distribution that the token was drawn from; differentiable
     old_logp: torch.Tensor  # float32, nats, of the policy before the step; no gradient
     advantages: torch.Tensor  # float32, after the entropy clip; no gradient
+    step: int = 0
+    """Step of the stage, for coefficients that move."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +161,25 @@ class NegativeLogLikelihood:
             return float(max(window.tokens.get(kind, 0), 1))
         # As published: the mean of the micro-batches' token means.
         return float(max(window.micro.tokens.get(kind, 0), 1)) * window.micro_batches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByStep:
+    """Another loss times a coefficient that moves with the steps of the stage."""
+
+    loss: TokenLoss
+    coefficient: Callable[[int, RunConfig], float]
+
+    @property
+    def needs_advantage(self) -> bool:
+        return self.loss.needs_advantage
+
+    def tokens(self, inputs: TokenInputs, config: RunConfig) -> TokenLosses:
+        found = self.loss.tokens(inputs, config)
+        return replace(found, loss=self.coefficient(inputs.step, config) * found.loss)
+
+    def normaliser(self, kind: TokenKind, window: Window, config: RunConfig) -> float:
+        return self.loss.normaliser(kind, window, config)
 
 
 # ---------------------------------------------------------------------- stages and methods

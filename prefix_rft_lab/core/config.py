@@ -241,6 +241,21 @@ class HptConfig(Section):
     how the window is cut into micro-batches: some 0.08 to 0.25 of this one.)"""
 
 
+class ChordConfig(Section):
+    """CHORD (arXiv 2508.11408): (1 - mu) x policy gradients + mu x NLL of demonstrations."""
+
+    peak: float = Field(0.9, ge=0, le=1)
+    """CHORD-mu: mu at the end of its warm-up; falls on a half cosine."""
+    valley: float = Field(0.05, ge=0, le=1)
+    """CHORD-mu: mu after the decay."""
+    warmup_steps: int = Field(0, ge=0)
+    """CHORD-mu: steps in which mu rises from 0 to its peak."""
+    decay_steps: int | None = Field(None, ge=0)
+    """CHORD-mu: steps of the decay; all of rl.steps after the warm-up if not given (published: 200)."""
+    phi_mu: float = Field(0.1, ge=0, le=1)
+    """CHORD-phi: mu, at all steps."""
+
+
 class DynamicConfig(Section):
     """Dynamic sampling (DAPO, arXiv 2503.14476): problems whose rows all score alike make room for others."""
 
@@ -410,6 +425,7 @@ class RunConfig(Section):
     relift: ReliftConfig = ReliftConfig()
     uft: UftConfig = UftConfig()
     hpt: HptConfig = HptConfig()
+    chord: ChordConfig = ChordConfig()
     dynamic: DynamicConfig = DynamicConfig()
     rl: OptimConfig = OptimConfig(steps=150, lr=1e-6)
     sft: OptimConfig = OptimConfig(steps=60, lr=5e-5, warmup_fraction=0.1, decay="cosine")

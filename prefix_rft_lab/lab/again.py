@@ -48,8 +48,8 @@ Reading = list[tuple[torch.Tensor, torch.Tensor]]
 HELD_OUT = -2
 """Row number of a validation problem's demonstration that the verifier accepts; nobody trains on it."""
 
-OF_METHODS = ("luffy", "relift", "uft", "rl_sft_loss", "hpt", "dynamic")
-"""Sections of a config that one method alone reads."""
+OF_METHODS = ("luffy", "relift", "uft", "rl_sft_loss", "hpt", "chord", "dynamic")
+"""Sections of a config that one method (or its variants, whose names go on) alone reads."""
 
 ACTS = ("prefix", "rollout", "loss", "rl", "sft", *OF_METHODS, "seed", "micro_batch_tokens")
 """Fields and sections of a config that can change what a step does to the policy."""
@@ -331,7 +331,7 @@ class Step:
             return f"stage {stage.name!r} draws no prefix"
         if name in CLIP_ONLY and not self.really.result.ranked.any():
             return "no token of this step is in the entropy clip's scope"
-        if section in OF_METHODS and section != config.method:
+        if section in OF_METHODS and not config.method.startswith(section):
             return f"{name} belongs to method {section!r}"
         return ""
 

@@ -214,7 +214,7 @@ class Updater:
             self._clip(window, step)
         optimizer.zero_grad(set_to_none=True)
         gradients: dict[TokenKind, list[torch.Tensor]] | None = {} if diagnose else None
-        total = self._train(window, stage, first, old_logp, row_weights, gradients)
+        total = self._train(window, stage, step, first, old_logp, row_weights, gradients)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), section.grad_clip))
         if math.isfinite(norm) and math.isfinite(total):  # or the moments would be lost for good
             optimizer.step()
@@ -299,6 +299,7 @@ class Updater:
         self,
         window: _WindowTokens,
         stage: methods.Stage,
+        step: int,
         first: TokenStats | None,
         old_logp: torch.Tensor | None,
         row_weights: torch.Tensor | None,
@@ -337,9 +338,8 @@ class Updater:
                 member = kinds[place] == kind
                 if not member.any():
                     continue
-                terms = token_loss.tokens(
-                    methods.TokenInputs(**{name: value[member] for name, value in inputs.items()}), config
-                )
+                seen = methods.TokenInputs(**{name: value[member] for name, value in inputs.items()}, step=step)
+                terms = token_loss.tokens(seen, config)
                 part = (terms.loss * weights[member]).sum() / token_loss.normaliser(kind, sizes, config)
                 window.limited[place[member]] = terms.clipped
                 loss = loss + part

@@ -26,7 +26,7 @@ import torch
 from prefix_rft_lab import advantages, losses, rng, schedules
 from prefix_rft_lab.entropy import dropped_count, entropy_and_logp
 
-from . import aggregations
+from . import aggregations, rivals
 from .assembly import assemble_published
 from .weighting import WeightingInputs, apply_transforms, token_advantages
 
@@ -414,6 +414,7 @@ KINDS: dict[str, Callable[[Case], Outputs]] = {
     "luffy_loss": _luffy_loss,
     "luffy_advantage": _luffy_advantage,
     "response_assembly": _response_assembly,
+    **rivals.KINDS,
 }
 """``meta.kind`` -> the library's outputs for a case."""
 

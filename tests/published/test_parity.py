@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prefix_rft_lab import losses
-from published import parity
+from published import parity, rivals
 from published.assembly import assemble_published
 from published.parity import KINDS, NOT_COMPARED, format_results, passed, run_parity
 
@@ -29,7 +29,7 @@ def _copy(name, folder, change=None):
 def test_golden_folder_passes_in_full():
     results = run_parity(GOLDEN)
     assert passed(results), format_results(results)
-    assert {result.kind for result in results} == set(KINDS)
+    assert {result.kind for result in results} == set(KINDS) - set(rivals.KINDS)  # these: test_rivals.py
     assert sum(result.cases for result in results) == len(CASES) > 0
     assert all(0 <= result.worst < 0.5 for result in results)
 

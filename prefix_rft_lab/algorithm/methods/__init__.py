@@ -15,12 +15,14 @@ from prefix_rft_lab.algorithm.methods.dr_po import DR_PO
 from prefix_rft_lab.algorithm.methods.rft_clip import RFT_CLIP
 from prefix_rft_lab.algorithm.methods.dft import DFT
 from prefix_rft_lab.algorithm.methods.hpt import HPT
+from prefix_rft_lab.algorithm.methods.chord import CHORD_MU, CHORD_PHI
 from prefix_rft_lab.algorithm.methods.dynamic import DYNAMIC
 
 # isort: on
 from prefix_rft_lab.algorithm.methods.prefix_rft import PREFIX_LOSSES
 from prefix_rft_lab.algorithm.stages import (
     METHODS,
+    ByStep,
     Method,
     NegativeLogLikelihood,
     PolicyGradient,
@@ -37,6 +39,8 @@ from prefix_rft_lab.algorithm.stages import (
 )
 
 __all__ = [
+    "CHORD_MU",
+    "CHORD_PHI",
     "DFT",
     "DR_PO",
     "DYNAMIC",
@@ -51,6 +55,7 @@ __all__ = [
     "RL_SFT_LOSS",
     "SFT",
     "UFT",
+    "ByStep",
     "Method",
     "NegativeLogLikelihood",
     "PolicyGradient",
