@@ -1,7 +1,7 @@
 """Rollouts of one step: the kit's engines against `model.generate` on the same rows, in one run.
 
 All sample at temperature 1 with the same limits from the same weights; they draw different random numbers, so
-lengths differ a little and the ratio is of tokens a second. Rounds alternate between them. vLLM takes part where it is
+lengths differ a little and the ratio is of tokens per second. Rounds alternate between them. vLLM takes part where it is
 installed, with its weights pushed before every round.
 
     python benchmarks/rollouts.py [--model tiny] [--problems chains] [--rounds 7] [--set rollout.max_response_tokens=64]

@@ -66,7 +66,7 @@ def main() -> None:
     )
     count = args.steps + 1
     print(
-        f"size            {size / tokens:8.1f} bytes a token, {tokens / count:.0f} tokens and {size / count / 1024:.0f} KiB a record"
+        f"size            {size / tokens:8.1f} bytes per token, {tokens / count:.0f} tokens and {size / count / 1024:.0f} KiB per record"
     )
     print(f"bound           {2 * config.records.most_tokens} tokens a record (2 x records.most_tokens)")
 

@@ -2,7 +2,7 @@
 
 The page is one HTML file that asks nothing of the network: figures are embedded, styles are inline, there is no
 script. Everything in it that comes from runs or people (titles, levels, paths) is escaped by the template engine.
-Beside it stand the same tables as Markdown (``report.md``), the figures with their data (``figures/``) and a small
+Beside it are the same tables as Markdown (``report.md``), the figures with their data (``figures/``) and a small
 machine-readable ``report.json``. Nothing in them depends on when or where they were written.
 """
 
@@ -251,7 +251,7 @@ def _evidence(compared: dict[str, pd.DataFrame], runs: Sequence[Run], seconds: f
         parts.append(f"{int(table['problems'].iloc[0])} {split} problems × {int(table['k'].iloc[0])} samples")
     if seconds is not None:
         parts.append(f"notebooks executed in {_duration(seconds)}")
-    # Runs may have been finished before the notebooks asked for them, so their own time is told apart.
+    # Runs may have been finished before the notebooks asked for them, so their own time is counted apart.
     trained = sum(run.summary.get("seconds", 0.0) for run in runs if run.done)
     return ", ".join([*parts, f"trained in {_duration(trained)} of one core"])
 

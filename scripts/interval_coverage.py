@@ -62,14 +62,14 @@ of freedom; where few problems depart from the commonest score, the exact (Clopp
 
 This is how often such a 95% interval holds the true difference of two methods. Each draw is a comparison of {PROBLEMS} problems,
 {SAMPLES} samples each, by two methods of as many seeds each; the second is better by {GAIN:g} in log-odds, problems differ by a standard
-deviation of {OF_PROBLEMS:g}, and by {OF_BOTH:g} from method to method. {DRAWS} draws a cell measure 95% to within {(0.95 * 0.05 / DRAWS) ** 0.5:.1%} (one standard error).
+deviation of {OF_PROBLEMS:g}, and by {OF_BOTH:g} from method to method. {DRAWS} draws per cell measure 95% to within {(0.95 * 0.05 / DRAWS) ** 0.5:.1%} (one standard error).
 `python scripts/interval_coverage.py` writes this page; a test makes it again and compares.
 
 | | spread of seeds (log-odds) | mean log-odds | {heads} |
 |---|---|---|{"---|" * len(SEEDS)}
 {chr(10).join(rows)}
 
-More than 95% is on the safe side: with no spread of seeds, or few problems that tell the methods apart, an interval is a little
+More than 95% is on the safe side: with no spread of seeds, or few problems that distinguish the methods, an interval is a little
 wider than it has to be. None is corrected for the number of comparisons, but those of the claims.
 """
 

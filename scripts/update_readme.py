@@ -17,7 +17,7 @@ from prefix_rft_lab.core.tables import with_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = ("results", "gsm8k")
-"""What stands in the README between ``<!-- NAME: ... -->`` and ``<!-- end of NAME -->``."""
+"""What is in the README between ``<!-- NAME: ... -->`` and ``<!-- end of NAME -->``."""
 
 
 def table(summary: dict) -> str:

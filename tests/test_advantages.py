@@ -138,7 +138,7 @@ def test_empty_input(name):
 
 
 def test_shapes_must_agree():
-    with pytest.raises(ValueError, match="one entry a row"):
+    with pytest.raises(ValueError, match="one entry per row"):
         ESTIMATORS["dr_grpo"](SCORES, GROUP[:2], PREFIX)
 
 

@@ -171,7 +171,7 @@ def test_a_system_prompt_that_a_template_loses_stands_before_the_problem(frame, 
     tokenizer = of_kind("bytes", text)
     keep_messages(tokenizer, "here", system=True)
     assert caplog.messages == [
-        "here: its chat template writes no system message; model.system_prompt stands before the problem"
+        "here: its chat template writes no system message; model.system_prompt is written before the problem"
     ]
     problem = Problem(id="a", prompt="2+2?", answer="4")
     assert (

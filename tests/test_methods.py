@@ -430,7 +430,7 @@ def test_every_method_accepts_the_presets(small):
         assert methods.check(small(method=name)) is METHODS[name]
 
 
-# ---------------------------------------------------------------- a method of one's own
+# ---------------------------------------------------------------- a method of your own
 
 
 def test_rows_of_another_declaration_train_as_declared(base, small, problem):

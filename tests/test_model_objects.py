@@ -20,7 +20,7 @@ from prefix_rft_lab.trainer import train
 
 
 class Scaled(nn.Module):
-    """A part of one's own: a scale of the last hidden state, 1 at first."""
+    """A part of your own: a scale of the last hidden state, 1 at first."""
 
     def __init__(self, norm):
         super().__init__()

@@ -245,5 +245,5 @@ def test_a_class_is_made_once_and_closed(register):
 def test_two_of_one_name_and_names_that_a_config_cannot_hold(register):
     with pytest.raises(ConfigError, match="reward 'exact' is the name of another idea, of the kit"):
         register("exact")(lambda response, problem: 1.0)
-    with pytest.raises(ConfigError, match=r"reward 'a\+b' cannot stand in data\.reward"):
+    with pytest.raises(ConfigError, match=r"reward 'a\+b' cannot be written in data\.reward"):
         register("a+b")

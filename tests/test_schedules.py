@@ -141,7 +141,7 @@ def test_prefix_length_always_leaves_a_token():
             assert 0 <= schedules.prefix_length(float(ratio), tokens, 4) < tokens
 
 
-# ---------------------------------------------------------------- schedules, samplers and units of one's own
+# ---------------------------------------------------------------- schedules, samplers and units of your own
 
 
 @pytest.fixture

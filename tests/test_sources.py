@@ -121,7 +121,7 @@ def test_text_outside_ascii(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "is empty; give a file with one problem a row"),
+        (b"", "is empty; give a file with one problem per row"),
         (b"\n\n", "is empty"),
         (b'{"problem": "1+1?", "answer": "2"}\n{"problem": ', "line 2 is not JSON"),
         (b"[1, 2]\n", "record 1 is a int, not an object; write one object a record"),

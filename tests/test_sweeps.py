@@ -186,8 +186,8 @@ def test_a_call_that_cannot_be_used_is_refused_in_one_sentence(call, sentence):
     ("text", "sentence"),
     [
         ("name: [x", r"is not valid YAML \(.*line \d+\)"),
-        ("name: x\narms:\n  a: {}\n  b: {}\n  a: {}\n", r"is not valid YAML \('a' stands twice, again in line 5\)"),
-        ("name: x\nname: y\n", r"'name' stands twice, again in line 2"),
+        ("name: x\narms:\n  a: {}\n  b: {}\n  a: {}\n", r"is not valid YAML \('a' is written twice, again in line 5\)"),
+        ("name: x\nname: y\n", r"'name' is written twice, again in line 2"),
         ("when: 2001-99-99\n", r"is not valid YAML"),
         ("- 1\n", r"holds no mapping"),
         ("", r"holds no mapping"),

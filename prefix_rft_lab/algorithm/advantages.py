@@ -54,7 +54,7 @@ class Scores:
     def __post_init__(self) -> None:
         if self.scores.ndim != 1 or any(ids.shape != self.scores.shape for ids in (self.group, self.prefix_group)):
             shapes = ", ".join(str(tuple(one.shape)) for one in (self.scores, self.group, self.prefix_group))
-            raise ValueError(f"scores and group ids have shapes {shapes}; give one entry a row in each")
+            raise ValueError(f"scores and group ids have shapes {shapes}; give one entry per row in each")
 
     @property
     def exact(self) -> torch.Tensor:

@@ -88,7 +88,7 @@ def demonstration_ratio(
     gamma: float = 0.1,
     demonstration_probs: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What stands in for the importance ratio on tokens that another policy wrote. Any shape.
+    """What takes the place of the importance ratio on tokens that another policy wrote. Any shape.
 
     ``luffy``: f(p) = p / (p + gamma) (LUFFY, arXiv 2504.14945, policy shaping); ``none``: p. With the author's
     probabilities q given: p / (q + 1e-6), and no shaping.

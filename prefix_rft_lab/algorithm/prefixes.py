@@ -133,7 +133,7 @@ def batch_at(pool: Sequence[EncodedProblem], step: int, size: int, seed: int, pu
     """The problems of one step: a new keyed order every epoch, epochs joined without a gap.
 
     A function of the step alone, so a resumed run has no cursor to lose. A pool smaller than ``size`` comes round
-    more than once within a step; ``visit`` tells its groups apart.
+    more than once within a step; ``visit`` distinguishes its groups.
     """
     chosen: list[EncodedProblem] = []
     visits: Counter[int] = Counter()

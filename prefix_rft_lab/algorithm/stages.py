@@ -5,7 +5,7 @@ clip acts on, and the section of the config with its optimizer. The trainer know
 
     loss = sum over kinds of  sum_t loss_kind(t) / normaliser_kind(window)
 
-where a normaliser is one number known before the first pass over the optimizer window. The kit's methods stand in
+where a normaliser is one number known before the first pass over the optimizer window. The kit's methods are in
 :mod:`prefix_rft_lab.algorithm.methods`, one file each; ``METHODS["mine"] = Method(...)`` adds yours (notebook 02 does so).
 """
 
@@ -244,7 +244,7 @@ class Replay:
     stage: Stage
     """Rows and losses of the update."""
     enters: Callable[[Sequence[Row]], bool]
-    """Whether the rows of a problem put it into the buffer; a problem stands there once."""
+    """Whether the rows of a problem put it into the buffer; a problem is in it once."""
     batch: Callable[[RunConfig], int]
     """Problems that one update takes."""
     setting: str

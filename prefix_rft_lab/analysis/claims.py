@@ -11,7 +11,7 @@ levels needed here.
 
 **Correction.** Bonferroni over all claims of the file, whether or not their runs exist: each interval has level
 1 - 0.05 / (number of claims), so that all intervals together cover with at least 95%, and a verdict is the same wherever it
-is printed and whatever else was looked at. The plain 95% interval, and the verdict that it alone would give, stand beside
+is printed and whatever else was looked at. The plain 95% interval, and the verdict that it alone would give, are beside
 it (``alone``).
 
 **Own learning rates.** A claim is judged only if every arm that it compares was tuned like the others: an arm that takes
@@ -54,7 +54,7 @@ FILE = Path(__file__).resolve().parents[1] / "assets" / "claims.yaml"
 """The claims of the kit."""
 
 FINAL = ("avg", "pass", "greedy", "tokens")
-"""Measures of the final evaluation: a number a problem and seed."""
+"""Measures of the final evaluation: one number per problem and seed."""
 
 _SIDE = r"^[\w.-]+ / \S.*$"
 

@@ -1,12 +1,12 @@
 """What token tables say of a policy's entropy: pure functions from tables to tables, in nats.
 
-A token table has one row a token (:data:`prefix_rft_lab.runs.run.TOKEN_COLUMNS`); a training run records it (``run.tokens``)
+A token table has one row per token (:data:`prefix_rft_lab.runs.run.TOKEN_COLUMNS`); a training run records it (``run.tokens``)
 and :func:`prefix_rft_lab.training.records.token_table_of` makes one of any model. An entropy belongs to a *place*: it is that of
 the distribution that the token there was drawn from, or would have been. Demonstrations that are only read (row
 :data:`~prefix_rft_lab.runs.run.FOLLOWED`) count as a kind of their own, ``demonstration``: they are the same text at every
 step, where prefixes grow shorter as a schedule decays and so cover other places at every step.
 
-Tables of several runs may be joined: rows are told apart by their run. Every function refuses a table without the tokens that it speaks of, and one with NaN entropies: a mean over what is left
+Tables of several runs may be joined: rows are distinguished by their run. Every function refuses a table without the tokens that it speaks of, and one with NaN entropies: a mean over what is left
 would hide that a policy diverged.
 """
 
@@ -84,7 +84,7 @@ def entropy_quantiles(table: pd.DataFrame, quantiles: Sequence[float] = (0.1, 0.
         quantiles: shares in [0, 1].
 
     Returns:
-        step, kind, tokens, mean, and a column a quantile, named by its percentage (``q10``, ``q25``; nats).
+        step, kind, tokens, mean, and one column per quantile, named by its percentage (``q10``, ``q25``; nats).
 
     Raises:
         ConfigError: a quantile outside [0, 1].
@@ -222,7 +222,7 @@ def forking_tokens(
 
     Returns:
         token_id, text, tokens (occurrences), entropy (mean, nats), highest (nats), kept (share that the clip keeps),
-        contexts (list of str; the token itself stands in ⟦⟧). Highest mean first, ties by id. Empty if no token occurs
+        contexts (list of str; the token itself is in ⟦⟧). Highest mean first, ties by id. Empty if no token occurs
         often enough.
     """
     table = checked(table, columns=["token_id", "text", "kept"]).sort_values([*_ROW, "position"]).reset_index(drop=True)

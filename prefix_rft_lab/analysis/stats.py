@@ -137,7 +137,7 @@ def scores(
 
     Returns:
         group, title, seed, problem, level, k, metric (a name of :data:`METRIC_NAMES`), value (share of 1, or tokens; NaN
-        where not measured). Groups stand as in :func:`group`.
+        where not measured). Groups are in the order of :func:`group`.
 
     Raises:
         ConfigError: the runs were not evaluated alike (k, problems, temperature, response length), or a problem's id

@@ -25,7 +25,7 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """A frozen part of a file, in which unknown keys and numbers that are none are refused."""
+    """A frozen part of a file, in which unknown keys, NaN and infinite numbers are refused."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
@@ -153,7 +153,7 @@ class VllmConfig(Section):
     cache_gib: float = Field(1.0, gt=0)
     """Memory of the key-value cache, GiB; rows that do not fit wait. It is taken at the start, beside a copy of the weights."""
     max_gap: float | None = Field(None, gt=0)
-    """Largest mean distance, nats a token, between log-probabilities of the engine and of the trained model on the first rows
+    """Largest mean distance, nats per token, between log-probabilities of the engine and of the trained model on the first rows
     after new weights; above it the run stops, since the engine samples from stale weights. 0.002 in float32 and 0.1 in
     bfloat16 if not given."""
     sleep: bool = False
@@ -194,7 +194,7 @@ class LuffyConfig(Section):
     """LUFFY (arXiv 2504.14945): the demonstration is one more row of the group."""
 
     shape: Literal["luffy", "none"] = "luffy"
-    """What stands in for the ratio on demonstration tokens: p / (p + gamma), or p itself."""
+    """What takes the place of the ratio on demonstration tokens: p / (p + gamma), or p itself."""
     gamma: float = Field(0.1, gt=0)
     """Constant of the policy shaping."""
 
@@ -590,7 +590,7 @@ def read_yaml(path: str | Path, what: str) -> Any:
     """What a YAML or JSON file holds; ``what`` names the file's part in sentences, e.g. ``config``.
 
     Raises:
-        ConfigError: no such file, not YAML, or a key that stands twice in one mapping.
+        ConfigError: no such file, not YAML, or a key that is written twice in one mapping.
     """
     path = Path(path)
     if not path.is_file():
@@ -605,7 +605,7 @@ def parse_yaml(text: str) -> Any:
     """What a YAML text holds.
 
     Raises:
-        ValueError: not YAML, nested too deeply, a key that stands twice, or an alias, by which a short text can hold
+        ValueError: not YAML, nested too deeply, a key that is written twice, or an alias, by which a short text can hold
             thousands of millions of values.
     """
     try:
@@ -617,7 +617,7 @@ def parse_yaml(text: str) -> Any:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error: the first value would be lost without a word."""
+    """YAML in which a key that is written twice is an error: the first value would be lost without a word."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -631,7 +631,7 @@ class _UniqueKeys(yaml.SafeLoader):
         for key, _ in node.value:
             if (key.tag, key.value) in seen and isinstance(key.value, str):
                 raise yaml.constructor.ConstructorError(
-                    problem=f"{key.value!r} stands twice, again in line {key.start_mark.line + 1}"
+                    problem=f"{key.value!r} is written twice, again in line {key.start_mark.line + 1}"
                 )
             if isinstance(key.value, str):
                 seen.add((key.tag, key.value))
@@ -677,7 +677,7 @@ def _part_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseMode
 
 
 def _tiny() -> dict[str, Any]:
-    """The embedded world on 2 CPU cores: under a minute a run."""
+    """The embedded world on 2 CPU cores: under a minute per run."""
     return {
         "name": "tiny",
         "rollout": {"problems_per_step": 16, "max_prompt_tokens": 24, "max_response_tokens": 96},
@@ -687,7 +687,7 @@ def _tiny() -> dict[str, Any]:
 
 
 def _smol() -> dict[str, Any]:
-    """SmolLM2-135M on grade-school problems, on a CPU: minutes a step."""
+    """SmolLM2-135M on grade-school problems, on a CPU: minutes per step."""
     return {
         "name": "smol",
         "model": {
@@ -756,7 +756,7 @@ def _paper() -> dict[str, Any]:
             "clip_high": 0.2,  # code
             "dual_clip": 3.0,  # code
             "entropy_bonus": 0.0,  # kit; the code's default is 0.001
-            "updates_per_rollout": 1,  # kit: one update a rollout, as the method's description has it
+            "updates_per_rollout": 1,  # kit: one update per rollout, as the method's description has it
         },
         "rl": {
             "steps": 500,  # LUFFY; as long as the decay

@@ -8,7 +8,7 @@ class RunError(RuntimeError):
 
 
 class RunDivergedError(RunError):
-    """Loss or weights became no numbers; the run is kept as one that solved nothing."""
+    """Loss or weights became NaN or infinite; the run is kept as one that solved nothing."""
 
 
 class RunClaimedError(RunError):

@@ -17,7 +17,7 @@ from prefix_rft_lab.core.errors import RunError
 
 
 def write_text(path: Path, text: str) -> None:
-    """As :func:`write_bytes`, in UTF-8; what has no place there (half a surrogate pair) stands as an escape."""
+    """As :func:`write_bytes`, in UTF-8; what has no place there (half a surrogate pair) is written as an escape."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 

@@ -1,6 +1,6 @@
 """Ideas by name: methods, schedules, estimators, keep rules, rewards and the like, the kit's and a user's alike.
 
-A config names an idea with a string; a :class:`Registry` says what stands behind it::
+A config names an idea with a string; a :class:`Registry` holds what it names::
 
     @schedules.register("steps", version="1")
     def my_window(step, settings): ...

@@ -108,7 +108,7 @@ def _source(source: str, rows: Iterator[dict[str, Any]], columns: Mapping[str, s
     reader = roles.Roles(columns, _same)
     found = {name for row in first for name in reader.cells(row)}
     if not found:
-        raise ConfigError(f"{field} = {source!r} is empty; give a file with one problem a row")
+        raise ConfigError(f"{field} = {source!r} is empty; give a file with one problem per row")
     own = tuple(dict.fromkeys(str(name) for row in first for name in row))
     listed = ", ".join(own[:SHOWN_COLUMNS]) + f", and {len(own) - SHOWN_COLUMNS} more" * (len(own) > SHOWN_COLUMNS)
     wrong = {role: name for role, name in columns.items() if roles.spelling(name) not in found}
@@ -117,7 +117,7 @@ def _source(source: str, rows: Iterator[dict[str, Any]], columns: Mapping[str, s
             " and ".join(f"data.columns.{role} = {name!r}" for role, name in wrong.items())
             + f" {'is not a column' if len(wrong) == 1 else 'are not columns'} of {Path(source).name}; it has {listed}"
         )
-    # The gold may stand at the end of a solution.
+    # The gold may be at the end of a solution.
     needed = {"problem": ["problem"], "answer": ["answer", "demonstration"]}
     missing = [role for role, by in needed.items() if not any(reader.columns(found, b) for b in by)]
     if missing:

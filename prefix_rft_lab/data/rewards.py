@@ -63,7 +63,7 @@ class Reward:
     """Seconds for one call; a row that takes longer scores ``low`` and is counted. None: it limits itself."""
 
     def __getattr__(self, name: str) -> Any:
-        # What the registry tells two ideas of one name apart by.
+        # By this the registry distinguishes two ideas of one name.
         if name == "__qualname__":
             return self.function.__qualname__
         raise AttributeError(name)
@@ -79,7 +79,9 @@ class Rewards(Registry[Reward]):
             ConfigError: a name that ``data.reward`` cannot hold, or that of another reward.
         """
         if not _TERM.fullmatch(name) or name != name.strip():
-            raise ConfigError(f"reward {name!r} cannot stand in data.reward; use a name without +, * and outer spaces")
+            raise ConfigError(
+                f"reward {name!r} cannot be written in data.reward; use a name without +, * and outer spaces"
+            )
         module = sys._getframe(1).f_globals.get("__name__", "__main__")
 
         def put(function: V) -> V:
@@ -151,7 +153,7 @@ class Scorer:
         """What each reward says of each response.
 
         Raises:
-            RunError: a reward that fails, returns no number or another count, or leaves its range.
+            RunError: a reward that fails, returns NaN, infinite or not a number, or another count, or leaves its range.
         """
         return {name: self._ask(name, list(responses), list(problems)) for name in self.weights}
 

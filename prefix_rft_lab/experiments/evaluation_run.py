@@ -42,7 +42,7 @@ class Evaluation:
     config: RunConfig
     split: str
     table: pd.DataFrame
-    """One row a problem, as :func:`prefix_rft_lab.training.evaluate.sample_scores` gives it."""
+    """One row per problem, as :func:`prefix_rft_lab.training.evaluate.sample_scores` gives it."""
     summary: dict[str, Any]
     """As :func:`prefix_rft_lab.runs.summary.summarise` gives it: overall and by level, with intervals over problems."""
     dropped: dict[str, int]
@@ -421,7 +421,7 @@ class _Sampler:
 
 
 class _Parts:
-    """What an interrupted evaluation has sampled: a file beside its ``out``, a line a batch, headed by a key."""
+    """What an interrupted evaluation has sampled: a file beside its ``out``, one line per batch, headed by a key."""
 
     def __init__(self, out: Path, key: str) -> None:
         self.path = out.with_name(f".{out.stem}.parts.jsonl")
@@ -432,7 +432,7 @@ class _Parts:
         head = {"key": self.key}
         lines = read_lines(self.path, cut=True)
         kept = lines if lines[:1] == [head] else [head]
-        # Written again, so that no torn last line stands before the next one.
+        # Written again, so that no torn last line is left before the next one.
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         return [pd.DataFrame(line["rows"]) for line in kept[1:]]
 

@@ -324,7 +324,7 @@ def plan(
     Args:
         source: as :func:`load` takes it.
         profile: ``smoke``, ``quick``, ``full`` (their sizes apply first) or a profile of the file's own; None for the file
-            as it stands.
+            as it is.
         seeds: seeds in place of the sweep's.
         **changes: dotted fields and values on top of everything.
 
@@ -517,14 +517,14 @@ def run_all(
     return [[Run(directory_of(config, out)) for config in each.configs] for each in plans]
 
 
-# ---------------------------------------------------------------------- how a sweep stands
+# ---------------------------------------------------------------------- the state of a sweep
 
 StateName = Literal["finished", "diverged", "running", "failed", "interrupted", "waiting"]
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How a run stands."""
+    """The state of a run."""
 
     name: StateName
     detail: str = ""
@@ -535,7 +535,7 @@ class State:
 
 
 def state(config: RunConfig, out: str | Path) -> State:
-    """How the run of a config stands in a folder, as its files say."""
+    """The state of a config's run in a folder, as its files say."""
     path = directory_of(config, out)
     if (path / "DONE.json").is_file():
         diverged = Run(path).diverged
@@ -576,7 +576,7 @@ def finished(sweep: Plan, out: str | Path) -> list[Run]:
 
 
 def summary(sweep: Plan, out: str | Path) -> pd.DataFrame:
-    """One row a run in the order of the plan.
+    """One row per run in the order of the plan.
 
     Returns:
         arm; the fields of the grid; seed, method, run (its directory in the folder of all runs), config (its hash),

@@ -376,7 +376,7 @@ class TokenChoices:
 
     logp: torch.Tensor  # (tokens,) float32 log-probability of the token, nats
     entropy: torch.Tensor  # (tokens,) float32 entropy over the whole vocabulary, nats
-    ids: torch.Tensor  # (tokens, k) int64 tokens that could have stood there
+    ids: torch.Tensor  # (tokens, k) int64 tokens that could have been there
     probs: torch.Tensor  # (tokens, k) float32 their probabilities
 
 
@@ -472,7 +472,7 @@ def response_choices(
     temperature: float = 1.0,
     autocast: torch.dtype | None = None,
 ) -> TokenChoices:
-    """:func:`response_stats` without a gradient, and what else could have stood there, from the same logits.
+    """:func:`response_stats` without a gradient, and what else could have been there, from the same logits.
 
     Args:
         k: the most probable tokens are given, this many or the vocabulary, most probable first.

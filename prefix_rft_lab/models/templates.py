@@ -99,7 +99,9 @@ def keep_messages(tokenizer: Any, where: str, *, system: bool) -> None:
         if all(message["content"] in written(tokenizer, [given, user]) for message in (given, user)):
             return
     tokenizer.chat_template = _SYSTEM_IN_USER_TURN + tokenizer.get_chat_template()
-    log.warning("%s: its chat template writes no system message; model.system_prompt stands before the problem", where)
+    log.warning(
+        "%s: its chat template writes no system message; model.system_prompt is written before the problem", where
+    )
 
 
 def use_template(tokenizer: Any, name: str, where: str) -> None:
@@ -153,7 +155,7 @@ def closing(tokenizer: Any) -> tuple[str, int]:
     messages = [{"role": "user", "content": _MARK}, {"role": "assistant", "content": _MARK}]
     after = written(tokenizer, messages).rpartition(_MARK)[2]
     ids = tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"]
-    # Not every special token stands among the named ones (all_special_ids): Llama's <|eot_id|> does not.
+    # Not every special token is among the named ones (all_special_ids): Llama's <|eot_id|> does not.
     added = tokenizer.added_tokens_decoder.get(ids[0]) if ids else None
     if added is not None and added.special:
         return after.lstrip(), int(ids[0])

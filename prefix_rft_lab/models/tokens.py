@@ -77,13 +77,13 @@ class _Chat:
         return self.special.sub(lambda found: found[0][0] + CUT + found[0][1:], text.replace(CUT, ""))
 
     def ids(self, text: str) -> list[int]:
-        """Ids of a text that stands first."""
+        """Ids of a text that comes first."""
         first, *others = text.split(CUT)
         ids = self.tokenizer(first, add_special_tokens=False)["input_ids"]
         return ids + [i for other in others for i in self._later(other)]
 
     def _later(self, text: str) -> list[int]:
-        """Ids of a text that does not stand first: some tokenizers write a space before one that does."""
+        """Ids of a text that does not come first: some tokenizers write a space before one that does."""
         return self.tokenizer(self.lead + text, add_special_tokens=False)["input_ids"][bool(self.lead) :]
 
     def demonstration(self, problem: Problem, prompt: str, ids: list[int], text: str) -> Demonstration | None:

@@ -294,7 +294,7 @@ class Line:
     """Its style: a token kind, or empty."""
     column: str
     frame: pd.DataFrame
-    """Index global_step, one column a seed."""
+    """Index global_step, one column per seed."""
 
 
 def lines_of(
@@ -352,7 +352,7 @@ def smoothing_width(lines: Sequence[Line]) -> int:
 
 def full_mean(frame: pd.DataFrame, width: int = 1) -> pd.Series:
     """Mean over seeds where as many seeds reported as ever do, since a curve must not bend because a seed is behind; NaN
-    where fewer than ``width`` steps stand around a step, since a mean over a cut window is of other steps than it says. A
+    where fewer than ``width`` steps lie around a step, since a mean over a cut window is of other steps than it says. A
     curve shorter than two windows is not smoothed."""
     count = frame.notna().sum(axis=1)
     mean = frame.mean(axis=1)[count == count.max()]
@@ -415,7 +415,7 @@ def draw_paths(
 
     Args:
         table: group's name as ``method``, ``seed``, and the columns ``at``, x and y.
-        ends: the group's marker stands at the end, not at every measurement.
+        ends: the group's marker is drawn at the end, not at every measurement.
     """
     marks: dict[str, Any] = {"ms": 8, "markevery": [-1], "zorder": 6} if ends else {"ms": 4.5}
     last = table.groupby("method")[at].max()
@@ -566,7 +566,7 @@ def problems_of(runs: Sequence[Run], part: str = "") -> str:
 
 
 def table_of(lines: Sequence[Line], width: int = 1) -> pd.DataFrame:
-    """The numbers of a figure's lines: a row a step, mean and interval over seeds, and every seed."""
+    """The numbers of a figure's lines: one row per step, mean and interval over seeds, and every seed."""
     parts = []
     for line in lines:
         table = stats.summarise_curve(line.frame)

@@ -104,15 +104,15 @@ def dose_response(
     label: Label | None = None,
     names: Callable[[Run], str] | None = None,
 ) -> RunFigure:
-    """A score against a dose (a fraction, a quality): a line a method with 95% bands, single seeds as dots.
+    """A score against a dose (a fraction, a quality): one line per method with 95% bands, single seeds as dots.
 
     Args:
         dose: the dose that a run got, e.g. ``lambda run: run.config.data.demonstration_fraction``.
         what: what the dose is, with its unit, for the axis.
-        controls: runs without a dose, one config a method: dashed level lines.
+        controls: runs without a dose, one config per method: dashed level lines.
         log: whether the dose has a logarithmic axis.
         ticks: how a dose is written on the axis.
-        label: tells configs of one method and one dose apart, which are then points without a line.
+        label: distinguishes configs of one method and one dose, which are then points without a line.
         names: a word for a run's dose, written at its place.
 
     Raises:

@@ -54,7 +54,7 @@ class Panel:
     each: bool = False
     """A panel of this kind for every group, one below the other."""
     say: Callable[[Group], str] = lambda group: f" ({group.seeds})"
-    """What stands behind a group's title where ``each`` has a panel."""
+    """What is written behind a group's title where ``each`` has a panel."""
     draw: Callable[[Axes, Sequence[Group]], pd.DataFrame | None] | None = None
     """Draws what is no line of a column, last; may return rows for ``figure.data``."""
     legend: Artist | None = None
@@ -89,9 +89,9 @@ def figure(
     note: str = "",
     caption: str = "",
 ) -> RunFigure:
-    """Draw recorded columns over training: the figures of the kit are calls of this, and so are one's own.
+    """Draw recorded columns over training: the figures of the kit are calls of this, and so are your own.
 
-    Panels stand side by side, or one below the other where one is drawn for each group; those without values are left out.
+    Panels are drawn side by side, or one below the other where one is drawn for each group; those without values are left out.
 
     Args:
         note: what the numbers are of, the first words of the line under the title.

@@ -253,7 +253,7 @@ def run_notebook(
 ) -> Path:
     """Execute a notebook by papermill in a kernel of this interpreter and write the executed notebook.
 
-    While it runs, and after a failure, what was executed so far stands in ``<out_path stem>.partial.ipynb``.
+    While it runs, and after a failure, what was executed so far is in ``<out_path stem>.partial.ipynb``.
 
     Args:
         path: a notebook with a parameters cell that declares ``out``, ending in a call of :func:`finish`. It runs in its
@@ -285,7 +285,7 @@ def run_notebook(
     given = {name: values[name] for name in parameters} | {"out": str(folder)}
     errors = _execute(path, partial, given, ticket, seconds_limit, threads, progress)
     cell, error = _stopped_at(partial)
-    kept = f"what was executed stands in {partial}"
+    kept = f"what was executed is in {partial}"
     if errors is None:
         raise RunError(
             f"{path.name} was stopped at {cell}: it took longer than {seconds_limit:g} seconds; finished runs are kept, "
@@ -451,7 +451,7 @@ def reproduce(
         seconds[path.name] = time.monotonic() - started
         if progress:
             print(f"{path.name}: {seconds[path.name]:.0f} s", flush=True)
-    # Runs of an earlier config, or of one's own, may lie in the same folder: they must not enter the averages.
+    # Runs of an earlier config, or your own, may lie in the same folder: they must not enter the averages.
     planned = {directory_of(config, folder / "runs") for plan in plans for config in (*plan.experts, *plan.configs)}
     everything = load_all(folder / "runs")
     own = [run for run in everything if run.path in planned]

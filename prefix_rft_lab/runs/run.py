@@ -4,14 +4,14 @@
         config.json        resolved config
         env.json           versions, machine, threads
         data.json          rows used and dropped, by reason; which vocabulary the token ids are of
-        metrics.jsonl      one line a training step, while running
-        evaluations.jsonl  one line an evaluation on the validation split
-        tokens/            step-000025.parquet: one row a token (TOKEN_COLUMNS) of some rows of that step
-        evaluation/        <split>.parquet: one row a problem, after the last step
+        metrics.jsonl      one line per training step, while running
+        evaluations.jsonl  one line per evaluation on the validation split
+        tokens/            step-000025.parquet: one row per token (TOKEN_COLUMNS) of some rows of that step
+        evaluation/        <split>.parquet: one row per problem, after the last step
         summary.json       final figures with intervals
         checkpoints/       newest states, for resuming
         model/             final weights in Hugging Face format
-        DIVERGED.json      what became no number, and at which step; such a run is finished and solved nothing
+        DIVERGED.json      what became NaN or infinite, and at which step; such a run is finished and solved nothing
         DONE.json          written last: a run without it is not finished
         tensorboard/ wandb/    mirrors, where records.writers asks for them
     <out>/<name>/.<run>.claim    while a process trains the run
@@ -196,7 +196,7 @@ def source_hash() -> str:
 
 
 KEPT = ("*.json", "*.jsonl", "tokens/*.parquet", "evaluation/*.parquet", "model/**/*")
-"""Files of a finished run whose hashes stand in ``DONE.json``."""
+"""Files of a finished run whose hashes are in ``DONE.json``."""
 
 
 class Run:
@@ -239,7 +239,7 @@ class Run:
 
     @property
     def diverged(self) -> str:
-        """What became no number, at which step, and the remedy; empty for a run that did not diverge."""
+        """What became NaN or infinite, at which step, and the remedy; empty for a run that did not diverge."""
         path = self.path / "DIVERGED.json"
         return str(read_json(path, "sentence")["sentence"]) if self.done and path.is_file() else ""
 
@@ -315,7 +315,7 @@ class Run:
         return found | {"seconds": round(seconds, 2)} | ({"diverged": self.diverged} if self.diverged else {})
 
     def evaluation(self, split: str) -> pd.DataFrame:
-        """Final evaluation of a split, one row a problem."""
+        """Final evaluation of a split, one row per problem."""
         path = self.path / "evaluation" / f"{split}.parquet"
         if not path.is_file():
             have = sorted(p.stem for p in path.parent.glob("*.parquet"))

@@ -159,7 +159,7 @@ def pass_curve(table: pd.DataFrame) -> pd.DataFrame:
         table: from :func:`sample_scores`; all rows share one number of samples.
 
     Returns:
-        one row a k: k, mean, low, high, problems.
+        one row per k: k, mean, low, high, problems.
     """
     n = int(table["k"].iloc[0])
     ks = sorted({min(2**power, n) for power in range(n.bit_length() + 1)})

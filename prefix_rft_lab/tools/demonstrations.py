@@ -28,7 +28,7 @@ def read(config: RunConfig, out: str | Path, *, limit: int = 256) -> pd.DataFram
         limit: only the first so many problems.
 
     Returns:
-        one row a demonstration: problem (id), level, prompt, text, tokens (with the end token), right (1.0 if it
+        one row per demonstration: problem (id), level, prompt, text, tokens (with the end token), right (1.0 if it
         solves the problem, else 0.0), steps (that can be checked) and right_steps; both 0 outside of the embedded world.
 
     Raises:

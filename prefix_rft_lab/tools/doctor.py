@@ -234,7 +234,7 @@ def _kernel() -> Check:
         argv = KernelSpecManager().get_kernel_spec("python3").argv
     except NoSuchKernel:
         return Check("warn", "kernel", "no kernel python3", remedy)
-    # Jupyter itself puts its own interpreter where a bare name stands.
+    # Jupyter itself puts its own interpreter where a bare name is.
     own = argv[0] in ("python", "python3", f"python3.{sys.version_info[1]}")
     path = Path(sys.executable if own else argv[0]).absolute()
     if path.parent != Path(sys.executable).absolute().parent:

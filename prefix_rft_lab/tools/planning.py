@@ -65,7 +65,7 @@ MASTER_BYTES = 4
 """Bytes of a parameter, of its gradient and of each of AdamW's two moments: float32, whatever ``model.dtype`` is."""
 MOMENTS = 2
 LOGIT_COPIES = 3
-"""float32 tensors of the size of the logits that stand at once while log-probabilities and entropies are taken
+"""float32 tensors of the size of the logits that are in memory at once while log-probabilities and entropies are taken
 (:mod:`prefix_rft_lab.algorithm.entropy`), or their gradient; with bfloat16 the logits themselves come on top."""
 CHOICE_BYTES = 32
 """Bytes of a logit while a next token is drawn: float32 twice, and float64 three times for the cumulative sum."""

@@ -136,7 +136,7 @@ def steps_of(models: Sequence[str], steps: Sequence[int] | None = None) -> list[
     0, 1, 2, ... where a name ends in none.
 
     Raises:
-        ConfigError: not one step a model, or a step twice.
+        ConfigError: not one step per model, or a step twice.
     """
     if steps is None:
         endings = [Path(model).name.rpartition("-")[2].rpartition("_")[2] for model in models]

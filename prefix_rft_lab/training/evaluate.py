@@ -32,7 +32,7 @@ def sample_scores(
         purpose: names the random keys, e.g. ``"validation"``; the same purpose gives every policy the same keys.
 
     Returns:
-        one row a problem: id, split, level, k, correct (of k), greedy (0/1 or NaN), tokens (mean length),
+        one row per problem: id, split, level, k, correct (of k), greedy (0/1 or NaN), tokens (mean length),
         truncated (share of samples).
     """
     requests = [

@@ -32,7 +32,7 @@ def own_metrics(rows: list[Row], result: UpdateResult, config: RunConfig) -> dic
     """The metrics of a user's that a config asks for.
 
     Raises:
-        ConfigError: a metric has the name of a column of the kit's, or gives no number.
+        ConfigError: a metric has the name of a column of the kit's, or gives something that is no number.
     """
     line = {}
     for name in config.records.metrics:

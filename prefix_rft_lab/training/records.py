@@ -1,4 +1,4 @@
-"""Token records: a table with one row a token, of a training run or of any model on any text.
+"""Token records: a table with one row per token, of a training run or of any model on any text.
 
 While training, two things are recorded at every ``records.tokens_every``-th step:
 
@@ -44,7 +44,7 @@ def tokenizer_id(tokenizer: Any) -> str:
 
 
 class TokenTexts:
-    """The text of each token id, told apart where decoding cannot: half a UTF-8 character reads ``<0xE2>``.
+    """The text of each token id, distinguished where decoding cannot: half a UTF-8 character reads ``<0xE2>``.
 
     A leading space that decoding a single SentencePiece token would lose is kept. Texts are for reading; the way back to
     the token is its id.
@@ -131,7 +131,7 @@ def chosen_rows(rows: Sequence[Row], problems: int, most: int) -> list[int]:
     Whole rows while they fit ``most`` tokens, hybrid rows first. A problem that comes round twice in a step is recorded
     once.
     """
-    # Rows of a group stand side by side and start again at row 0.
+    # Rows of a group follow each other and start again at row 0.
     group = np.cumsum([row.row == 0 for row in rows]).tolist()
     first: dict[int, int] = {}
     for number, row in zip(group, rows, strict=True):

@@ -3,7 +3,7 @@
     stage.rows(problem)            which rows a problem gets               prefixes.py, methods.py
       -> engine.generate           what the policy makes of them           generation/
       -> scorer.parts              rewards of a row                        rewards.py
-      -> advantages                one value a row and token kind          advantages.py
+      -> advantages                one value per row and token kind          advantages.py
       -> entropy clip              which prefix tokens are trained         entropy.py
       -> stage.losses              a loss for each kind                    methods.py, losses.py
       -> sum / normaliser          once over the optimizer window          update.py
@@ -109,7 +109,7 @@ def train(
     Raises:
         ConfigError: the config, model or data cannot be used; nothing was written.
         RunError: the run cannot go on; what was written is kept.
-        RunDivergedError: (a :class:`RunError`) loss or weights became no numbers, now or when it was trained.
+        RunDivergedError: (a :class:`RunError`) loss or weights became NaN or infinite, now or when it was trained.
     """
     config = with_ideas(with_task(config.replace(contents={}), task, problems, Path(out) / "problems"))
     methods.check(config)
@@ -315,7 +315,7 @@ class Trainer:
     # ------------------------------------------------------------------ the loop
 
     def run(self, *, progress: bool, on_step: Callable[[dict[str, Any]], None] | None = None) -> None:
-        """Train all stages, resuming where the newest checkpoint stands, then evaluate and write the summary.
+        """Train all stages, resuming from the newest checkpoint, then evaluate and write the summary.
 
         A run that diverges ends here too, as one that solved nothing.
         """
@@ -357,7 +357,7 @@ class Trainer:
         """Every step from a place on, as its line of metrics once all of it is written.
 
         Raises:
-            _DivergedError: loss or weights became no numbers.
+            _DivergedError: loss or weights became NaN or infinite.
         """
         config, writer = self.config, self.writer
         sections = [stage.optimizer_section(config) for stage in self.method.stages]
@@ -647,7 +647,7 @@ class Trainer:
         """Count a step whose loss or gradient is NaN or infinite, by which the updater has changed nothing.
 
         Raises:
-            _DivergedError: there were too many, or the policy itself gives no numbers.
+            _DivergedError: there were too many, or the policy itself gives NaN or infinite numbers.
         """
         replay = ("replay_loss", "replay_grad_norm") if line.get("replay_updated") else ()
         policy = [name for name in line if name.startswith(("nll_", "entropy_"))]
@@ -668,7 +668,7 @@ class Trainer:
         line |= {name: math.nan for name, value in line.items() if isinstance(value, float) and math.isinf(value)}
 
     def _refuse_broken_weights(self, global_step: int) -> None:
-        """Raise rather than keep weights that are no numbers: a policy that fails alike in all rows has loss 0."""
+        """Raise rather than keep weights that are NaN or infinite: a policy that fails alike in all rows has loss 0."""
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters()):
             raise _DivergedError("weights = nan", global_step)
 

@@ -189,7 +189,7 @@ class RunExplorer(Explorer):
     # ------------------------------------------------------------------ for readers without it
 
     def _curves(self) -> dict[str, tuple[str, pd.DataFrame]]:
-        """Group -> colour, and the metric by step, one column a seed."""
+        """Group -> colour, and the metric by step, one column per seed."""
         nested = self.metric.startswith("evaluations.")
         source, column = ("evaluations", self.metric[12:]) if nested else ("metrics", self.metric)
         groups: dict[str, tuple[str, list[Run]]] = {}
@@ -354,7 +354,7 @@ def _names(watched: Sequence[_Watched]) -> list[str]:
         fields = _differing(same) if len({other.run.config.hash() for other in same}) > 1 else []
         parts = [f"{name.rpartition('.')[2]} {_cell(one.config.get(name))}" for name in fields[:3]]
         out.append(", ".join([one.run.title, *parts]))
-    # What is left of equal names is told apart by the config's hash.
+    # What is left of equal names is distinguished by the config's hash.
     hashes: dict[str, set[str]] = {}
     for one, name in zip(watched, out, strict=True):
         hashes.setdefault(name, set()).add(one.run.config.hash())

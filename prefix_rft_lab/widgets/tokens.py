@@ -46,7 +46,7 @@ class TokenExplorer(Explorer):
 
     _esm = script("tokens")
     _css = style("tokens")
-    # The arrays, little endian, one value a token; an empty one was not recorded.
+    # The arrays, little endian, one value per token; an empty one was not recorded.
     text_ids = traitlets.Bytes(help="index into texts").tag(sync=True)
     kinds = traitlets.Bytes(help="uint8: prefix, continuation, on_policy").tag(sync=True)
     kept = traitlets.Bytes(help="uint8: clipped, kept, not recorded").tag(sync=True)
@@ -228,7 +228,7 @@ def _aligned(sides: list[_Side]) -> tuple[bool, str]:
     one, two = sides
     differ = bool(one.tokenizer and two.tokenizer and one.tokenizer != two.tokenizer)
     if not differ and all("token_id" in side.tokens for side in sides):
-        # No hash is needed to see that one id stands for two texts.
+        # No hash is needed to see that one id means two texts.
         first, second = (side.tokens.drop_duplicates("token_id").set_index("token_id")["text"] for side in sides)
         shared = first.index.intersection(second.index)
         differ = bool((first[shared] != second[shared]).any())
@@ -298,7 +298,7 @@ def _text(value: Any) -> str:
 
 
 def _alternatives(table: pd.DataFrame, k: int) -> tuple[list[str], np.ndarray]:
-    """Texts and probabilities (nan where there are fewer) of k alternatives a token."""
+    """Texts and probabilities (nan where there are fewer) of k alternatives per token."""
     if not k:
         return [], np.empty(0)
     if "top_texts" in table:

@@ -1,4 +1,4 @@
-"""A JupyterLab server of one's own, and pages in it."""
+"""A JupyterLab server of its own, and pages in it."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ TOKENS = 8
 """Tokens sampled for each row."""
 
 BOUND = 0.002
-"""Mean gap of a row's log-probabilities, nats a token, up to which two float32 computations are the same. Rounding gives
+"""Mean gap of a row's log-probabilities, nats per token, up to which two float32 computations are the same. Rounding gives
 1e-6 to 1e-5, a mask or a head that is left out 0.01 and more."""
 
 
@@ -33,7 +33,7 @@ def prove(model: Any, engine: Engine, config: RunConfig, *, bound: float = BOUND
     Args:
         engine: one that samples from ``model``.
         config: the run; its longest row is the longest here, so that windows and rotary tables are reached.
-        bound: what the engine's arithmetic allows, nats a token.
+        bound: what the engine's arithmetic allows, nats per token.
 
     Raises:
         ConfigError: they differ, or the engine cannot sample from such a model.

@@ -68,7 +68,7 @@ class RaggedCache(Cache):
     def load(self, layers: list[Any], rows: torch.Tensor, contexts: torch.Tensor) -> None:
         """Copy the prefilled layers of some contexts, each with keys and values (contexts, heads, width, head_dim), to rows.
 
-        ``layers`` is emptied, so that only one layer stands in memory twice.
+        ``layers`` is emptied, so that only one layer is in memory twice.
         """
         for number in range(len(layers)):
             layer = layers.pop(0)
@@ -94,7 +94,7 @@ class RaggedCache(Cache):
             self._each(lambda tensor: torch.nn.functional.pad(tensor, room))
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Change keys and values layer by layer: only one stands in memory twice."""
+        """Change keys and values layer by layer: only one is in memory twice."""
         for tensors in (self.keys, self.values):
             for number, tensor in enumerate(tensors):
                 tensors[number] = change(tensor)

@@ -250,7 +250,7 @@ class VllmEngine:
 
 
 _Sums = tuple[int, frozenset[int]]
-"""Over the bits of all weights but the tables of the vocabulary, and of each table, which may stand twice where it is tied."""
+"""Over the bits of all weights but the tables of the vocabulary, and of each table, which may come twice where it is tied."""
 
 
 def _sums(weights: Iterable[tuple[bool, torch.Tensor]], dtype: torch.dtype) -> _Sums:
