@@ -1,7 +1,6 @@
 // Schedule explorer. The formulas are those of schedules.py, computed here so that editing never waits for Python.
 
 const FIELDS = ["schedule", "high", "low", "decay_steps", "delay_steps", "warmup_ratio", "alpha", "beta", "min_tokens"];
-const KINDS = ["cosine", "linear", "uniform", "constant"];
 const OVERLAY_LOOKS = [
   [OKABE_ITO.vermilion, [7, 3]], [OKABE_ITO.green, [2, 2]], [OKABE_ITO.purple, [9, 3, 2, 3]], [OKABE_ITO.orange, [4, 2]], [OKABE_ITO.grey, [1, 2]],
 ];
@@ -19,6 +18,9 @@ function movingEnd(config, step) {
 
 /** [low, high] of the ratios at a step. */
 function ratioWindow(config, step) {
+  // A schedule of the user's: Python computed its windows, one per step.
+  const own = config.windows?.[config.schedule];
+  if (own) return own[Math.min(Math.max(Math.round(step), 0), own.length - 1)];
   if (config.schedule === "uniform") return [config.low, config.high];
   if (config.schedule === "constant" || step < config.delay_steps) return [config.high, config.high];
   const moving = movingEnd(config, step - config.delay_steps);
@@ -111,7 +113,8 @@ const HEIGHT = 280;
 function render({ model, el }) {
   const steps = Math.max(model.get("steps"), 1), original = model.get("original");
   const demonstrations = model.get("demonstrations"), named = model.get("overlays");
-  const read = () => Object.fromEntries(FIELDS.map((name) => [name, model.get(name)]));
+  const read = () => ({ ...Object.fromEntries(FIELDS.map((name) => [name, model.get(name)])), windows: model.get("windows") });
+  const KINDS = model.get("kinds");
   const send = sender(model);
   const view = explorer({ model, el, title: "Prefix-ratio schedule", label: "Schedule explorer", changed: () => { dirty = true; ask(); } });
   const { root } = view;
@@ -385,7 +388,7 @@ function render({ model, el }) {
   }
 
   const repaint = () => { dirty = true; ask(); };
-  view.on([...FIELDS, "original"], repaint);
+  view.on([...FIELDS, "original", "windows"], repaint);
   view.on(["step", "demonstration"], ask);
   ask();
   return () => { ask.cancel(); send.cancel(); clearTimeout(settled); view.dispose(); };

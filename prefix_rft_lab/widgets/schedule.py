@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -25,9 +26,6 @@ FIELDS = (
 )
 """Fields of the config's ``prefix`` section that the explorer edits."""
 
-KINDS = [name for name, entry in schedules.SCHEDULES.entries.items() if entry.is_kit]
-"""Schedules that the browser computes for itself."""
-
 
 class ScheduleExplorer(Explorer):
     """The window of prefix ratios over training; edited by dragging or typing, and read back as a config.
@@ -47,7 +45,9 @@ class ScheduleExplorer(Explorer):
 
     _esm = script("schedule")
     _css = style("schedule")
-    schedule = traitlets.Enum(KINDS, "cosine", help="how the lower end moves").tag(sync=True)
+    schedule = traitlets.Unicode("cosine", help="how the window moves").tag(sync=True)
+    kinds: traitlets.List = traitlets.List(help="schedules that can be chosen").tag(sync=True)
+    windows: traitlets.Dict = traitlets.Dict(help="schedule of yours -> [low, high] at each step").tag(sync=True)
     high = traitlets.Float(help="upper end, share of the demonstration").tag(sync=True)
     low = traitlets.Float(help="lower end after the decay").tag(sync=True)
     decay_steps = traitlets.Int(1, help="steps of the decay").tag(sync=True)
@@ -75,12 +75,30 @@ class ScheduleExplorer(Explorer):
         self._config = config
         super().__init__(
             **fields,
+            kinds=[*schedules.SCHEDULES.entries],
+            windows=_windows(config),
             original=fields,
             steps=max(config.rl.steps, 1),
             step=min(max(step, 0), max(config.rl.steps - 1, 0)),
             demonstrations=_demonstrations(demonstrations),
-            overlays=[{"name": name, **_fields(other)} for name, other in (overlays or {}).items()],
+            overlays=[
+                {"name": name, **_fields(other), "windows": _windows(other)} for name, other in (overlays or {}).items()
+            ],
         )
+        self.observe(lambda _: self._draw_own(), [*FIELDS, "steps"])
+
+    @traitlets.validate("schedule")
+    def _known_schedule(self, proposal: Any) -> str:
+        if proposal["value"] not in schedules.SCHEDULES.entries:
+            raise traitlets.TraitError(f"schedule = {proposal['value']!r} is not one of {', '.join(self.kinds)}")
+        return str(proposal["value"])
+
+    def _draw_own(self) -> None:
+        """Compute the windows of the user's schedules again, whose settings were edited."""
+        if self.windows:
+            # Fields that do not fit together for a moment draw nothing new.
+            with contextlib.suppress(ConfigError):
+                self.windows = _windows(self.config)
 
     @property
     def config(self) -> RunConfig:
@@ -124,6 +142,16 @@ class ScheduleExplorer(Explorer):
 
     def picture(self) -> plots.RunFigure:
         return plots.schedule(self.config)
+
+
+def _windows(config: RunConfig) -> dict[str, list[tuple[float, float]]]:
+    """The windows of every registered schedule that is not the kit's, [low, high] at each step."""
+    prefix, steps = schedules.of_run(config), range(max(config.rl.steps, 1))
+    names = [name for name, entry in schedules.SCHEDULES.entries.items() if not entry.is_kit]
+    return {
+        name: [schedules.ratio_window(prefix.model_copy(update={"schedule": name}), step) for step in steps]
+        for name in names
+    }
 
 
 def _fields(config: RunConfig) -> dict[str, Any]:

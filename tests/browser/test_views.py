@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 from run_factory import write_run
+from traitlets import TraitError
 
 from browser import stub
 from browser.checks import faint, nameless
@@ -55,6 +56,28 @@ def test_formulas_are_those_of_python(page):
                 # At a whole number of tokens the last bit of a cosine may decide.
                 if abs(ratio * 37 - round(ratio * 37)) > 1e-9:
                     assert length == schedules.prefix_length(ratio, 37, config.min_tokens)
+
+
+def test_a_schedule_of_yours_is_drawn_from_values_of_python(page, monkeypatch):
+    monkeypatch.setattr(schedules.SCHEDULES, "entries", dict(schedules.SCHEDULES.entries))
+
+    @schedules.register("steps of ten", version="1")
+    def steps_of_ten(step, settings):
+        return (0.1 if step >= 10 else 0.6), settings.high
+
+    config = CONFIG.replace(**{"rl.steps": 20, "prefix.schedule": "steps of ten", "prefix.high": 0.8})
+    explorer = ScheduleExplorer(config)
+    assert explorer.windows["steps of ten"][9:11] == [(0.6, 0.8), (0.1, 0.8)]
+    stub.show(page, explorer)
+    read = "() => window.module.formulas.ratioWindow({ schedule: window.model.get('schedule'), windows: window.model.get('windows') }, 10)"
+    assert page.evaluate(read) == [0.1, 0.8]
+    assert "steps of ten" in page.get_by_label("Schedule", exact=True).inner_text()
+    # An edited setting is computed anew.
+    explorer.high = 0.9
+    assert explorer.windows["steps of ten"][0] == (0.6, 0.9)
+    assert explorer.config.prefix.high == 0.9
+    with pytest.raises(TraitError, match="is not one of cosine"):
+        explorer.schedule = "no such"
 
 
 def test_beta_distribution_against_closed_forms(page):
