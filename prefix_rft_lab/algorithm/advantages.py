@@ -38,7 +38,18 @@ class _Statistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """What an estimator sees: all rows of a step."""
+    """What an estimator sees: all rows of a step.
+
+    Four rows of one problem, of which the last continues a prefix:
+
+    >>> rows = Scores(
+    ...     scores=torch.tensor([1.0, 0.0, 0.0, 1.0]),
+    ...     group=torch.tensor([0, 0, 0, 0]),
+    ...     prefix_group=torch.tensor([-1, -1, -1, 0]),
+    ... )
+    >>> rows.plain.tolist()
+    [True, True, True, False]
+    """
 
     scores: torch.Tensor
     """(rows,) float."""
@@ -104,7 +115,13 @@ register = ESTIMATORS.register
 
 @register("dr_grpo")
 def dr_grpo(rows: Scores) -> RowAdvantages:
-    """A = s - m8 on every token of the row: one advantage for the hybrid trajectory (the paper's text)."""
+    """A = s - m8 on every token of the row: one advantage for the hybrid trajectory (the paper's text).
+
+    >>> group, prefix = torch.tensor([0, 0, 0, 0]), torch.tensor([-1, -1, -1, 0])
+    >>> rows = Scores(scores=torch.tensor([1.0, 0.0, 0.0, 1.0]), group=group, prefix_group=prefix)
+    >>> dr_grpo(rows).sampled.tolist()
+    [0.5, -0.5, -0.5, 0.5]
+    """
     return rows.advantages(rows.exact - rows.statistics().mean)
 
 
@@ -118,6 +135,14 @@ def dr_grpo_prefix(rows: Scores, *, lone_mean_is_own: bool = False, standardise:
         lone_mean_is_own: the published v2: a lone row is its own mean, so 0 on the continuation and -m0 on the prefix;
             the sign of the prefix's advantage then ignores the outcome.
         standardise: the published GRPO form, c = (s - mean) / (std + epsilon): a standardised value minus a raw mean.
+
+    >>> group, prefix = torch.tensor([0, 0, 0, 0]), torch.tensor([-1, -1, -1, 0])
+    >>> rows = Scores(scores=torch.tensor([1.0, 0.0, 0.0, 1.0]), group=group, prefix_group=prefix)
+    >>> found = dr_grpo_prefix(rows)  # the plain rows are centred on their mean 1/3, a lone hybrid row is not
+    >>> found.sampled
+    tensor([ 0.6667, -0.3333, -0.3333,  1.0000])
+    >>> found.prefix[-1]
+    tensor(0.6667)
     """
     # (rows,) id of the pair (problem, prefix); all rows of a problem without a prefix share one.
     groups, index = torch.unique(rows.group, return_inverse=True)
@@ -136,7 +161,13 @@ ESTIMATORS["dr_grpo_prefix_v2"] = partial(dr_grpo_prefix, lone_mean_is_own=True)
 
 @register("grpo")
 def grpo(rows: Scores) -> RowAdvantages:
-    """A = (s - m8) / (std + epsilon) on every token of the row."""
+    """A = (s - m8) / (std + epsilon) on every token of the row.
+
+    >>> group, prefix = torch.tensor([0, 0, 0, 0]), torch.tensor([-1, -1, -1, 0])
+    >>> rows = Scores(scores=torch.tensor([1.0, 0.0, 0.0, 1.0]), group=group, prefix_group=prefix)
+    >>> grpo(rows).sampled
+    tensor([ 0.8660, -0.8660, -0.8660,  0.8660])
+    """
     statistics = rows.statistics()
     return rows.advantages((rows.exact - statistics.mean) / (statistics.std + rows.epsilon))
 
@@ -147,7 +178,13 @@ ESTIMATORS["grpo_prefix"] = partial(dr_grpo_prefix, standardise=True)
 @register("maxrl")
 def maxrl(rows: Scores) -> RowAdvantages:
     """A = (s - m8) / m8, 0 where no row scores (MaxRL): the gradient of the log of the success rate, under which the right rows of
-    a problem weigh as much as they are rare."""
+    a problem weigh as much as they are rare.
+
+    >>> group, prefix = torch.tensor([0, 0, 0, 0]), torch.tensor([-1, -1, -1, 0])
+    >>> rows = Scores(scores=torch.tensor([1.0, 0.0, 0.0, 1.0]), group=group, prefix_group=prefix)
+    >>> maxrl(rows).sampled.tolist()
+    [1.0, -1.0, -1.0, 1.0]
+    """
     mean = rows.statistics().mean
     return rows.advantages((rows.exact - mean) / torch.where(mean == 0, 1.0, mean))
 
@@ -161,6 +198,11 @@ def plain_baseline(rows: Scores, *, standardise: bool = False) -> RowAdvantages:
     Args:
         standardise: LUFFY's ``split``: over (std + epsilon) of the plain rows, with a std of 0 replaced by 1: without
             that, a problem that the policy always fails would give its demonstration an advantage of 1 / epsilon.
+
+    >>> group, prefix = torch.tensor([0, 0, 0, 0]), torch.tensor([-1, -1, -1, 0])
+    >>> rows = Scores(scores=torch.tensor([1.0, 0.0, 0.0, 1.0]), group=group, prefix_group=prefix)
+    >>> plain_baseline(rows).sampled
+    tensor([ 0.6667, -0.3333, -0.3333,  0.6667])
     """
     statistics = rows.statistics(counted=rows.plain)
     centred = rows.exact - statistics.mean

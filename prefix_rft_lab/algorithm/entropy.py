@@ -115,6 +115,10 @@ def entropy_and_logp(
 
     Returns:
         (logp, entropy), each (...,).
+
+    >>> logp, entropy = entropy_and_logp(torch.zeros(1, 4), torch.tensor([2]))
+    >>> logp, entropy  # log 1/4, and log 4
+    (tensor([-1.3863]), tensor([1.3863]))
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logp, entropy = _LogpAndEntropy.apply(logits, targets, temperature)
@@ -236,6 +240,12 @@ def clip_mask(
 
     Raises:
         ConfigError: the rule gave another shape, or NaN on a prefix token.
+
+    Of four prefix tokens the two of highest entropy stay; the last token is none of the prefix:
+
+    >>> entropy = torch.tensor([0.1, 2.0, 0.5, 1.0, 9.0])
+    >>> clip_mask(entropy, torch.tensor([True, True, True, True, False]), keep_fraction=0.5).tolist()
+    [False, True, False, True, False]
     """
     if values is None:
         return prefix.bool().clone()

@@ -56,6 +56,13 @@ def policy_loss_tokens(
         clip_high: ratios above 1 + clip_high are clipped.
         dual_clip: bound of the loss of tokens with A < 0, in units of -A; None for no bound.
         unclipped: bool, same shape: tokens without any clipping; None for no such token.
+
+    A ratio of 2 is limited to 1.2; one of 1 is not:
+
+    >>> logp, old = torch.tensor([0.5, 0.1]).log(), torch.tensor([0.25, 0.1]).log()
+    >>> found = policy_loss_tokens(logp, old, torch.tensor([1.0, -1.0]), clip_low=0.2, clip_high=0.2)
+    >>> found.loss, found.clipped.tolist()
+    (tensor([-1.2000,  1.0000]), [True, False])
     """
     ratio = (logp - old_logp).exp()
     plain = -advantages * ratio
@@ -77,7 +84,11 @@ def policy_loss_tokens(
 
 
 def nll_tokens(logp: torch.Tensor, token_weight: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
-    """Negative log-likelihood, nats: -log p(token), times ``token_weight(p)``, which is held constant. Any shape."""
+    """Negative log-likelihood, nats: -log p(token), times ``token_weight(p)``, which is held constant. Any shape.
+
+    >>> nll_tokens(torch.tensor([0.5, 0.25]).log())
+    tensor([0.6931, 1.3863])
+    """
     return -logp if token_weight is None else -logp * token_weight(logp.detach().exp())
 
 

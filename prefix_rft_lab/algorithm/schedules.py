@@ -34,6 +34,9 @@ def cosine(step: int, *, init: float, target: float, n_steps: int, warmup_ratio:
 
     Args:
         step: steps done so far; the first step of a run is 0.
+
+    >>> [round(cosine(step, init=0.95, target=0.05, n_steps=100), 3) for step in (0, 50, 100, 150)]
+    [0.95, 0.5, 0.05, 0.05]
     """
     warmup = int(n_steps * warmup_ratio)
     if step < warmup:
@@ -78,7 +81,12 @@ def sample_window(low: float, high: float, alpha: float, beta: float, rng: np.ra
 
 
 def of_run(config: RunConfig) -> PrefixConfig:
-    """The ``prefix`` section of a run with the length of its decay, which follows ``rl.steps`` where it is not set."""
+    """The ``prefix`` section of a run with the length of its decay, which follows ``rl.steps`` where it is not set.
+
+    >>> from prefix_rft_lab import preset
+    >>> of_run(preset("tiny", **{"rl.steps": 80})).decay_steps
+    80
+    """
     section = config.prefix
     if section.decay_steps is not None:
         return section
@@ -141,6 +149,11 @@ def ratio_window(config: PrefixConfig, step: int) -> tuple[float, float]:
 
     Raises:
         ConfigError: the schedule gives no window: 0 <= low <= high <= 1.
+
+    >>> from prefix_rft_lab import preset
+    >>> settings = of_run(preset("tiny", **{"rl.steps": 100}))
+    >>> [tuple(round(end, 3) for end in ratio_window(settings, step)) for step in (0, 50, 100)]
+    [(0.95, 0.95), (0.5, 0.95), (0.05, 0.95)]
     """
     found = SCHEDULES.find(config.schedule)(step, config)
     try:
@@ -173,7 +186,13 @@ def check(config: RunConfig) -> None:
 
 
 def mean_ratio(config: PrefixConfig, step: int) -> float:
-    """Expected prefix ratio at ``step`` (closed form)."""
+    """Expected prefix ratio at ``step`` (closed form).
+
+    >>> from prefix_rft_lab import preset
+    >>> settings = of_run(preset("tiny", **{"rl.steps": 100}))
+    >>> [round(mean_ratio(settings, step), 3) for step in (0, 50, 100)]
+    [0.95, 0.725, 0.5]
+    """
     return window_mean(*ratio_window(config, step), config.alpha, config.beta)
 
 
@@ -198,6 +217,12 @@ def sample_ratio(config: PrefixConfig, step: int, rng: np.random.Generator) -> f
 
     Raises:
         ConfigError: the sampler leaves the window.
+
+    >>> from prefix_rft_lab import preset
+    >>> from prefix_rft_lab.core import rng
+    >>> settings = of_run(preset("tiny", **{"rl.steps": 100}))
+    >>> round(sample_ratio(settings, 50, rng.generator(0, "prefix", 50, 7, 0)), 4)
+    0.8252
     """
     low, high = ratio_window(config, step)
     ratio = float(SAMPLERS.find(config.sampler)(low, high, config, rng))
@@ -219,6 +244,9 @@ def prefix_length(ratio: float, demonstration_tokens: int, min_tokens: int = 0) 
         ratio: fraction of the demonstration, in [0, 1].
         demonstration_tokens: n, its length in tokens, without the end token.
         min_tokens: least prefix length, in tokens.
+
+    >>> prefix_length(0.5, 9), prefix_length(1.0, 9), prefix_length(0.05, 9, min_tokens=2)
+    (4, 8, 2)
     """
     if ratio == 0 or demonstration_tokens == 0:
         return 0

@@ -252,6 +252,14 @@ def compare(
     Raises:
         ConfigError: no runs, mixed configs, or runs that were not evaluated alike.
         RunError: a run has no evaluation of this split.
+
+    >>> from prefix_rft_lab import load_all
+    >>> compare(load_all("results/gsm8k"))[["method", "problems", "mean", "low", "high"]].round(3)
+           method  problems   mean    low   high
+    0        base       256  0.002  0.000  0.018
+    1         sft       256  0.021  0.009  0.034
+    2         rft       256  0.000  0.000  0.014
+    3  prefix_rft       256  0.012  0.002  0.034
     """
     groups, table = _scored(runs, split, label, metric)
     base = next((name for name, members in groups.items() if members[0].method == "base"), None)

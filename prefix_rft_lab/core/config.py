@@ -475,11 +475,19 @@ class RunConfig(Section):
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
     def replace(self, **changes: Any) -> RunConfig:
-        """A copy with dotted fields changed: ``config.replace(**{"prefix.low": 0.1, "seed": 3})``."""
+        """A copy with dotted fields changed: ``config.replace(**{"prefix.low": 0.1, "seed": 3})``.
+
+        >>> preset("tiny").replace(**{"prefix.keep_fraction": 0.5}).prefix.keep_fraction
+        0.5
+        """
         return self.from_dict(_with_changes(self.to_dict(), changes))
 
     def departures(self) -> dict[str, Any]:
-        """Dotted fields and values that differ from the defaults, without :data:`SHOWN_ELSEWHERE`."""
+        """Dotted fields and values that differ from the defaults, without :data:`SHOWN_ELSEWHERE`.
+
+        >>> sorted(set(preset("tiny", method="rft").departures()) - set(preset("tiny").departures()))
+        ['method']
+        """
         defaults = identity(type(self)().to_dict())
         return {n: v for n, v in identity(self.to_dict()).items() if n not in defaults or defaults[n] != v}
 
@@ -839,6 +847,13 @@ def preset(name: str = "tiny", /, **changes: Any) -> RunConfig:
 
     Raises:
         ConfigError: an unknown preset or field, or a value that cannot be used.
+
+    >>> config = preset("tiny", method="rft", seed=1, **{"rl.steps": 20})
+    >>> config.method, config.seed, config.rl.steps
+    ('rft', 1, 20)
+    >>> preset("tiny", **{"prefix.lo": 0.1})
+    Traceback (most recent call last):
+    prefix_rft_lab.core.config.ConfigError: prefix.lo = 0.1 is not a field of the config; did you mean prefix.low or prefix.loss or prefix?
     """
     if name not in PRESETS:
         raise ConfigError(f"preset = {name!r} is not known; use one of {', '.join(PRESETS)}")

@@ -26,7 +26,12 @@ KIND_NAMES: dict[TokenKind, str] = {kind: kind.name.lower() for kind in TokenKin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A problem with a verifiable answer and, perhaps, demonstrations."""
+    """A problem with a verifiable answer and, perhaps, demonstrations.
+
+    >>> problem = Problem(id="1", prompt="What is 2 + 3?", answer="5", demonstrations=("2 + 3 is 5.",))
+    >>> problem.demonstration
+    '2 + 3 is 5.'
+    """
 
     id: str
     prompt: str

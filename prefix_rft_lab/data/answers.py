@@ -64,7 +64,11 @@ _LABEL = re.compile(r"\b[A-Za-z]\w{0,2}(?:\([a-z]\))?\s*(?:=|\\in\b|:)")
 
 
 def boxed_answer(text: str) -> str | None:
-    """Content of the last ``\\boxed{...}`` with balanced braces, or None."""
+    """Content of the last ``\\boxed{...}`` with balanced braces, or None.
+
+    >>> boxed_answer("The answer is $\\\\boxed{12}$.")
+    '12'
+    """
     boxes = _boxes(text)
     return boxes[-1][2] if boxes else None
 
@@ -93,7 +97,13 @@ def final_answers(text: str) -> list[str]:
 
 
 def extract_answer(text: str) -> str | None:
-    """What a response answers, as one text: its final boxes with commas between them; None when there is none."""
+    """What a response answers, as one text: its final boxes with commas between them; None when there is none.
+
+    >>> extract_answer("So $x = \\\\boxed{3}$ or $x = \\\\boxed{-1}$.")
+    '3, -1'
+    >>> extract_answer("I do not know.") is None
+    True
+    """
     return joined(final_answers(text))
 
 

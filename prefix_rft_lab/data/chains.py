@@ -214,6 +214,10 @@ def problems(split: str, count: int, *, expert: str = "thorough", seed: int = 0)
 
     Raises:
         ValueError: an unknown split or expert.
+
+    >>> [first] = problems("train", 1)
+    >>> first.prompt, first.answer, first.level
+    ('14-3-5', '6', 'easy')
     """
     if split not in SPLITS:
         raise ValueError(f"split = {split!r} is not known; use one of {', '.join(SPLITS)}")

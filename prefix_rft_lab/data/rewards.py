@@ -329,13 +329,22 @@ class MathVerify:
 
 @register("exact")
 def exact(response: str, problem: Problem) -> float:
-    """1 if the final answer is, to the letter, one that the gold accepts."""
+    """1 if the final answer is, to the letter, one that the gold accepts.
+
+    >>> exact("It is \\\\boxed{Paris}.", Problem(id="1", prompt="The capital of France?", answer="Paris"))
+    1.0
+    """
     return float((extract_answer(response) or "").strip() in {gold.strip() for gold in golds(problem.answer)} - {""})
 
 
 @register("numeric")
 def numeric(response: str, problem: Problem, tolerance: float = 1e-3) -> float:
-    """1 if the final answer is a number within ``tolerance`` of the gold, relative to the gold (to 1 where that is below 1)."""
+    """1 if the final answer is a number within ``tolerance`` of the gold, relative to the gold (to 1 where that is below 1).
+
+    >>> pi = Problem(id="1", prompt="What is pi?", answer="3.14159")
+    >>> numeric("About \\\\boxed{3.14}.", pi), numeric("About \\\\boxed{3}.", pi)
+    (1.0, 0.0)
+    """
     try:
         answer, gold = (float(str(text).replace(",", "")) for text in (extract_answer(response), problem.answer))
     except ValueError:

@@ -41,6 +41,10 @@ class Task:
 
     Raises:
         ConfigError: problems that cannot be read, or a name that another task has.
+
+    >>> rows = [{"problem": "The capital of France?", "answer": "Paris"}, {"problem": "Of Peru?", "answer": "Lima"}]
+    >>> Task(problems=rows, reward={"exact": 1, "format": 0.1}).fields["data.reward"]
+    '1 * exact + 0.1 * format'
     """
 
     problems: Any

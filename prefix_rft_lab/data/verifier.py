@@ -49,7 +49,11 @@ def parse(answer: str) -> list[Any]:
 
 def verify(answer: str, gold: str) -> bool:
     """Whether ``answer`` and ``gold`` (both without box) are the same: the words by :mod:`prefix_rft_lab.data.answers`,
-    the mathematics by math-verify, with exact comparisons in place of its rounded ones."""
+    the mathematics by math-verify, with exact comparisons in place of its rounded ones.
+
+    >>> verify("1/2", "0.5"), verify("3 hours 20 minutes", "200 minutes"), verify("3", "4")
+    (True, True, False)
+    """
     if None not in (bases := [answers.base(answer), answers.base(gold)]) and bases[0] != bases[1]:
         return False
     answer, gold = answers.normalise(answer), answers.normalise(gold)

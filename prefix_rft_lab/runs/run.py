@@ -365,7 +365,12 @@ def digest_of(path: Path) -> str:
 
 
 def load(path: str | Path) -> Run:
-    """The run in a directory."""
+    """The run in a directory.
+
+    >>> run = load("results/gsm8k/base-1b827e5b5a6e-s0")
+    >>> run.method, run.summary["splits"]["test"]["problems"]
+    ('base', 256)
+    """
     return Run(path)
 
 
@@ -374,6 +379,9 @@ def load_all(folder: str | Path, *, done: bool = True) -> list[Run]:
 
     Raises:
         ConfigError: there is none.
+
+    >>> [run.method for run in load_all("results/gsm8k")]
+    ['base', 'prefix_rft', 'rft', 'sft']
     """
     found = [Run(p.parent) for p in sorted(Path(folder).glob("**/config.json")) if p.parent.name.rpartition("-s")[1]]
     found = [run for run in found if run.done or not done]

@@ -142,6 +142,9 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
     Raises:
         ValueError: k above n, or c outside [0, n].
+
+    >>> pass_at_k(n=4, correct=1, k=2)
+    0.5
     """
     if not 1 <= k <= n or not 0 <= correct <= n:
         raise ValueError(

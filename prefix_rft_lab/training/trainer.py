@@ -110,6 +110,10 @@ def train(
         ConfigError: the config, model or data cannot be used; nothing was written.
         RunError: the run cannot go on; what was written is kept.
         RunDivergedError: (a :class:`RunError`) loss or weights became NaN or infinite, now or when it was trained.
+
+    >>> from prefix_rft_lab import preset
+    >>> run = train(preset("tiny", method="prefix_rft"))  # doctest: +SKIP
+    >>> run.metrics  # doctest: +SKIP
     """
     config = with_ideas(with_task(config.replace(contents={}), task, problems, Path(out) / "problems"))
     methods.check(config)
