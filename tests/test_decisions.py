@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from prefix_rft_lab import methods
 from prefix_rft_lab.runs.run import RunWriter
 from prefix_rft_lab.trainer import Trainer, by_problem
+from prefix_rft_lab.training import measure
+from prefix_rft_lab.types import TokenKind
 
 
 @pytest.fixture
@@ -23,7 +26,10 @@ def trainer_of(tmp_path, small):
         one.sampled = []
 
         def generate(rows, stage, step):
-            one.sampled += [row for row in rows if not row.is_demonstration]
+            for row in rows:
+                if not row.is_demonstration:
+                    row.sampled_ids = [5, 6, 1]
+                    one.sampled.append(row)
 
         def score(rows):
             for row in rows:
@@ -42,6 +48,10 @@ def trainer_of(tmp_path, small):
 def test_hpt_takes_the_demonstration_or_the_rows(trainer_of, gate, right, imitated):
     one = trainer_of(lambda row: row.row < right, method="hpt", **{"hpt.gate": gate})
     rows, drawn = one.draw(methods.HPT, 0)
+    metrics = measure.row_metrics(rows, drawn, methods.HPT, one.config, 0, one.text)
+    assert metrics["reward"] == right / 4, "of the rows that were sampled, not of those that stay"
+    assert (metrics["sampled_rows"], metrics["prefix_share"]) == (8, 1.0 if imitated else 0.0)
+    assert metrics["dropped_tokens"] == (2 * 4 * 3 if imitated else 0)
     assert len(one.sampled) == 2 * 4 and len(drawn) == 2 * 5, "of two problems"
     for group in by_problem(rows).values():
         assert [row.is_demonstration for row in group] == ([True] if imitated else [False] * 4)
@@ -71,6 +81,45 @@ def test_problems_that_cannot_be_replaced_stay(trainer_of):
     rows, drawn = one.draw(methods.DYNAMIC, 3)
     assert list(by_problem(rows)) == list(by_problem(one.rows(methods.DYNAMIC, 3)))
     assert len(drawn) == 2 * len(rows) == 16
+
+
+@pytest.mark.parametrize(
+    ("right", "ratios"),
+    [
+        ((), [0.25, 0.25, 0.5, 1]),  # no row is right, but the demonstration
+        ((0,), [0.25, 0.25, 0.5, 1]),
+        ((0, 1), [0, 0, 0.5, 1]),  # 2 of 4, 2 of 6
+        ((0, 4, 5, 6), [0.25, 0.25, 0.5, 1]),  # 1 of 4, 3 of 6, 4 of 7
+        ((0, 1, 4, 5), [0, 0, 0, 1]),  # 2 of 4, 4 of 6, 4 of 7
+        (range(8), [0, 0, 0, 0]),  # all
+    ],
+)
+def test_trapo_lengthens_prefixes_while_rows_fail(trainer_of, right, ratios):
+    one = trainer_of(lambda row: row.row in right, method="trapo", **{"rollout.rows_per_problem": 8})
+    rows, drawn = one.draw(methods.TRAPO, 0)
+    assert sorted(map(id, drawn)) == sorted(map(id, rows))
+    for group in by_problem(rows).values():
+        assert [row.prefix_ratio for row in group] == [0, 0, 0, 0, *ratios]
+        whole = group[0].problem.demonstrations[0].ids
+        own = len(whole) - 1  # the end token is not counted
+        cuts = {0: 0, 0.25: int(0.25 * own), 0.5: int(0.5 * own), 1: len(whole)}
+        assert [row.prefix_ids for row in group] == [whole[: cuts[ratio]] for ratio in (0, 0, 0, 0, *ratios)]
+        assert [row.is_demonstration for row in group] == [ratio == 1 for ratio in (0, 0, 0, 0, *ratios)]
+        assert len({tuple(row.prefix_ids) for row in group[4:6]}) == 1
+
+
+def test_of_two_rows_with_one_prefix_trapo_trains_the_second(small, trainer_of):
+    one = trainer_of(lambda row: 0, method="trapo", **{"rollout.rows_per_problem": 8})
+    rows = one.draw(methods.TRAPO, 0)[0][:8]
+    logp = torch.tensor([0.5, 0.05, 0.02]).log().repeat(8)
+    zeros = torch.zeros(24)
+    seen = methods.TokenInputs(
+        **{"logp": logp, "entropy": zeros, "old_logp": logp, "advantages": zeros, "step": 0, "rows": rows},
+        row_of=torch.arange(8).repeat_interleave(3),
+    )
+    loss = methods.TRAPO.losses(one.config)[TokenKind.PREFIX].tokens(seen, one.config).loss.view(8, 3)
+    assert (loss[:5] == 0).all()
+    torch.testing.assert_close(loss[5:], torch.tensor([[0.6931472, 0.5 * 2.9957323, 0.2 * 3.912023]]).expand(3, 3))
 
 
 def test_rows_of_a_later_wave_are_sampled_only_if_the_method_still_wants_them(trainer_of):

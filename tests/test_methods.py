@@ -42,10 +42,13 @@ def problem(tiny, small):
 def rows_of(stage, problem, config, scores=(1.0, 0.0, 0.0, 0.0), step=0):
     """The rows that the stage's own plan gives, with fixed tokens and scores in place of rollouts."""
     rows = stage.rows(problem, step, config)
-    for row, ids, score in zip(rows, (*SAMPLED, []), (*scores, 1.0), strict=False):
-        row.sampled_ids, row.score = ([], 1.0) if row.is_demonstration else (list(ids), score)
-        row.solved = row.score == 1.0
-    return rows if stage.decide is None else stage.decide(rows, 0, config)
+    for wave in sorted({row.wave for row in rows}):
+        for row, ids, score in zip(rows, (*SAMPLED, []), (*scores, 1.0), strict=False):
+            if row.wave == wave:
+                row.sampled_ids, row.score = ([], 1.0) if row.is_demonstration else (list(ids), score)
+                row.solved = row.score == 1.0
+        rows = rows if stage.decide is None else stage.decide(rows, wave, config)
+    return rows
 
 
 def token_stats(model, rows):
@@ -204,6 +207,18 @@ def chord(stats, rows, config):
     return {ON_POLICY: policy(stats, rows, ON_POLICY, [*advantages, 0.0], 13), PREFIX: Expected(loss.detach(), loss)}
 
 
+def trapo(stats, rows, config):
+    # One of one right: the second row is plain. One of two, and of three: half a demonstration, then the whole, which is right.
+    assert [row.prefix_ratio for row in rows] == [0, 0, 0.5, 1]
+    advantages, size = (0.5, -0.5, -0.5, 0.5), 4 * LIMIT
+    logp = torch.cat([logp[: len(row.prefix_ids)] for row, (logp, _) in zip(rows, stats, strict=True)])
+    weight = (logp.exp().detach() / 0.1).clamp(max=1)
+    assert 0 < (weight < 1).sum() < len(weight)
+    loss = -(weight * logp).sum() / size
+    found = {kind: policy(stats, rows, kind, advantages, size) for kind in (ON_POLICY, CONTINUATION)}
+    return {**found, PREFIX: Expected(loss.detach(), loss)}
+
+
 def stage_of(name):
     return METHODS[name].stages[0]
 
@@ -225,6 +240,7 @@ CASES = {
     "hpt": (stage_of("hpt"), {}, hpt),
     "hpt imitates": (stage_of("hpt"), {"hpt.gate": 1, "hpt.weight": 0.3}, hpt),
     "dynamic": (stage_of("dynamic"), {}, rft),
+    "trapo": (stage_of("trapo"), {}, trapo),
     "chord_mu": (stage_of("chord_mu"), {"method": "chord_mu"}, chord),
     "chord_phi": (stage_of("chord_phi"), {"method": "chord_phi"}, chord),
 }
@@ -350,6 +366,7 @@ def test_micro_batch_normalisation_is_the_published_one(base, small, tiny):
         ({"method": "luffy", "rollout.rows_per_problem": 1}, "so that there are at least 2"),
         ({"method": "rl_sft_loss", "rollout.rows_per_problem": 2}, "1 rows for the baseline of 'plain_baseline'"),
         ({"method": "dr_po", "loss.advantage": "plain_baseline"}, "0 rows for the baseline of 'plain_baseline'"),
+        ({"method": "trapo", "rollout.rows_per_problem": 3}, "rows_per_problem = 3 is too few for method 'trapo'"),
         ({"method": "hpt", "hpt.gate": 4}, "hpt.gate = 4 is not below rollout.rows_per_problem = 4, so every"),
         ({"method": "luffy", "loss.advantage": "dr_grpo_prefix_v2"}, "defined with 'dr_grpo' or 'grpo' or 'plain_base"),
         ({"loss.updates_per_rollout": 3}, "more than rollout.problems_per_step = 2"),

@@ -458,6 +458,7 @@ def test_the_example_trains_and_keeps_a_model(tmp_path):
     ("changes", "sentence"),
     [
         ({"method": "luffy"}, "method = 'luffy'"),
+        ({"method": "dynamic"}, "method = 'dynamic'"),
         ({"method": "relift"}, "method = 'relift'"),
         ({"method": "sft_then_rft"}, "method = 'sft_then_rft'"),
         ({"prefix.loss": "static"}, "prefix.loss = 'static'"),

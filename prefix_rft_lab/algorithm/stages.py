@@ -34,8 +34,13 @@ class TokenInputs:
     entropy: torch.Tensor  # float32, nats, of the distribution that the token was drawn from; differentiable
     old_logp: torch.Tensor  # float32, nats, of the policy before the step; no gradient
     advantages: torch.Tensor  # float32, after the entropy clip; no gradient
-    step: int = 0
-    """Step of the stage, for coefficients that move."""
+    step: int  # of the stage, for coefficients that move
+    rows: Sequence[Row]  # of the optimizer window
+    row_of: torch.Tensor  # (tokens,) int64, the row of each token
+
+    def of_rows(self, fact: Callable[[Row], float]) -> torch.Tensor:
+        """(tokens,) float32, a fact of each token's row."""
+        return torch.tensor([float(fact(row)) for row in self.rows], device=self.logp.device)[self.row_of]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,9 +18,9 @@ def budgets(groups: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
     """What each group's training took, mean over its runs; as far as they got.
 
     Returns:
-        index: name of the group; steps (optimizer steps, second updates included), rows (sampled, where every problem has a
-        demonstration), demonstrations (tokens of demonstrations and prefixes trained on, without those of second updates,
-        which are not recorded), seconds (rollouts, scoring, updates).
+        index: name of the group; steps (optimizer steps, second updates included), rows (sampled; in records that do not
+        say, as if every problem had a demonstration), demonstrations (tokens of demonstrations and prefixes trained on, without
+        those of second updates, which are not recorded), seconds (rollouts, scoring, updates).
     """
     found: dict[str, list[dict[str, float]]] = {}
     for name, run in ((name, run) for name, members in groups.items() for run in members):
@@ -32,7 +32,10 @@ def budgets(groups: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
             updates = min(run.config.loss.updates_per_rollout, run.config.rollout.problems_per_step)
             own["steps"] += done.get(stage.name, 0) * (updates if stage.samples else 1)
             own["rows"] += done.get(stage.name, 0) * (plain + hybrid)
-        own |= {"demonstrations": paid["trained"] - paid["sampled"], "seconds": paid["seconds"]}
+        if "sampled_rows" in steps:
+            own["rows"] = float(steps["sampled_rows"].sum())
+        dropped = float(steps["dropped_tokens"].sum()) if "dropped_tokens" in steps else 0.0
+        own |= {"demonstrations": paid["trained"] + dropped - paid["sampled"], "seconds": paid["seconds"]}
         found.setdefault(name, []).append(own)
     return pd.DataFrame({name: pd.DataFrame(own).mean() for name, own in found.items()}).T
 

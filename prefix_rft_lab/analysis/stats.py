@@ -528,8 +528,8 @@ COSTS = {
 def spent(run: Run) -> pd.DataFrame:
     """What training had cost after each step, as the run recorded it.
 
-    Sampled tokens are those that the policy generated; trained tokens all that went through a forward and backward pass,
-    demonstrations and prefixes among them. Not counted: evaluations, token records, and the demonstrations of ReLIFT's
+    Sampled tokens are those that the policy generated, for rows outside of updates too; trained tokens all that went through a
+    forward and backward pass, demonstrations and prefixes among them. Not counted: evaluations, token records, and the demonstrations of ReLIFT's
     second updates (``replay_updated`` says how many there were); seconds hold the latter.
 
     Returns:
@@ -542,9 +542,11 @@ def spent(run: Run) -> pd.DataFrame:
         return sum((table[name].fillna(0) for name in names if name in table), pd.Series(0.0, index=table.index))
 
     # Tokens of demonstrations are all of the kind prefix, in supervised stages too.
-    sampled, demonstrations = total("tokens_on_policy", "tokens_continuation"), total("tokens_prefix")
+    taken, demonstrations = total("tokens_on_policy", "tokens_continuation"), total("tokens_prefix")
+    sampled = taken + total("dropped_tokens")
     seconds = total("seconds_rollout", "seconds_score", "seconds_update")
-    costs = {"tokens": 2 * sampled + demonstrations, "sampled": sampled, "trained": sampled + demonstrations}
+    trained = taken + demonstrations
+    costs = {"tokens": sampled + trained, "sampled": sampled, "trained": trained}
     paid = pd.DataFrame(costs | {"seconds": seconds}).set_axis(steps.astype(int)).cumsum()
     return pd.concat([pd.DataFrame(0.0, [0], list(COSTS)), paid]).rename_axis("global_step")
 

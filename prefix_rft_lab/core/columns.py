@@ -63,6 +63,8 @@ METRICS: dict[str, Column] = {
     "advantage_<kind>": Column("mean advantage of the tokens of a kind, before the clip"),
     "clipped_<kind>": Column("share of tokens of a kind whose ratio was clipped"),
     "tokens_<kind>": Column("number of tokens of a kind", format="d"),
+    "sampled_rows": Column("rows that the policy sampled", format="d"),
+    "dropped_tokens": Column("sampled tokens of rows that the update does not take", format="d"),
     "response_tokens": Column("mean response length, prefix included", "tokens", "length", ".1f"),
     "plain_tokens": Column("mean response length of plain rows", "tokens", "length", ".1f"),
     "hybrid_tokens": Column("mean response length of hybrid rows, prefix included", "tokens", "length", ".1f"),

@@ -171,14 +171,14 @@ def _checked(config: RunConfig, args: Any, data: Any, more: dict[str, Any]) -> m
     own = [name for name in ("rollout_func", "tools", "environment_factory") if more.get(name)]
     unfit = (
         len(stages) != 1
-        or any(stage.replay for stage in stages)
+        or any(stage.replay or stage.decide for stage in stages)
         or any(loss != methods.PolicyGradient() for loss in losses)
     )
     uneven = args.steps_per_generation % args.gradient_accumulation_steps
     missing = not (hasattr(data, "add_column") and {"prompt", "demonstrations"} <= set(columns))
     refusals = {
-        f"method = {config.method!r} with prefix.loss = {prefix.loss!r} and prefix.clip_ratio = {prefix.clip_ratio} has losses that "
-        "TRL does not compute; use prefix_rft or dr_po with clipped policy gradients, or the kit's own train": unfit,
+        f"method = {config.method!r} with prefix.loss = {prefix.loss!r} and prefix.clip_ratio = {prefix.clip_ratio} has losses, "
+        "or decisions on rows, that TRL does not know; use prefix_rft or dr_po with clipped policy gradients, or the kit's own train": unfit,
         f"prefix.scope = {prefix.scope!r} has no meaning in TRL; use 'update' or 'row'": prefix.scope == "micro_batch",
         f"steps_per_generation = {args.steps_per_generation} is no multiple of gradient_accumulation_steps = "
         f"{args.gradient_accumulation_steps}, so an update would mix generations; change one of them": uneven,

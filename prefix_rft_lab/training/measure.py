@@ -73,6 +73,8 @@ def row_metrics(
             "solved_all": _mean(all(solved) for solved in by_problem.values()),
             "plain_tokens": _mean(len(row.response_ids) for row in plain),
             "truncated": _mean(row.truncated for row in sampled),
+            "sampled_rows": len(sampled),
+            "dropped_tokens": sum(len(r.sampled_ids) for r in drawn) - sum(len(r.sampled_ids) for r in rows),
             "prefix_share": sum(len(r.prefix_ids) for r in rows) / sum(len(r.response_ids) for r in rows),
         }
         names = sampled[0].rewards if sampled and len(sampled[0].rewards) > 1 else ()

@@ -323,6 +323,7 @@ class Updater:
                 "entropy": stats.entropy,
                 "old_logp": stats.logp.detach() if old_logp is None else old_logp[place],
                 "advantages": torch.where(window.kept, window.values, 0.0)[place],
+                "row_of": window.row_of[place],
             }
             if config.loss.normalise == "micro_batch":
                 sizes = replace(sizes, micro=_window([rows[i] for i in indices], kinds[place], 1))
@@ -338,7 +339,9 @@ class Updater:
                 member = kinds[place] == kind
                 if not member.any():
                     continue
-                seen = methods.TokenInputs(**{name: value[member] for name, value in inputs.items()}, step=step)
+                seen = methods.TokenInputs(
+                    **{name: value[member] for name, value in inputs.items()}, step=step, rows=rows
+                )
                 terms = token_loss.tokens(seen, config)
                 part = (terms.loss * weights[member]).sum() / token_loss.normaliser(kind, sizes, config)
                 window.limited[place[member]] = terms.clipped

@@ -16,6 +16,7 @@ from prefix_rft_lab.algorithm.methods.rft_clip import RFT_CLIP
 from prefix_rft_lab.algorithm.methods.dft import DFT
 from prefix_rft_lab.algorithm.methods.hpt import HPT
 from prefix_rft_lab.algorithm.methods.chord import CHORD_MU, CHORD_PHI
+from prefix_rft_lab.algorithm.methods.trapo import TRAPO
 from prefix_rft_lab.algorithm.methods.dynamic import DYNAMIC
 
 # isort: on
@@ -54,6 +55,7 @@ __all__ = [
     "RFT_CLIP",
     "RL_SFT_LOSS",
     "SFT",
+    "TRAPO",
     "UFT",
     "ByStep",
     "Method",
