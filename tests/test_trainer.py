@@ -895,6 +895,21 @@ def test_demonstrations_by_the_policy_itself(tmp_path, small):
     assert run.done
 
 
+def test_of_a_policy_s_own_answers_the_first_right_one_is_taken(tmp_path, small):
+    def written(tries):
+        config = small(**{"data.expert": "self", "data.right_within": tries})
+        with Trainer(config, RunWriter(config, tmp_path)) as one:
+            ids = [p.demonstration_ids for p in one.train_problems]
+            given = [p.problem for p in one.train_problems]
+            return ids, [d is not None and one.solved([d], [p])[0] for d, p in zip(ids, given, strict=True)]
+
+    (any_ids, right), (once, once_right), (often, often_right) = written(0), written(1), written(16)
+    assert 0 < sum(right) < len(right), "else there is nothing to choose"
+    assert once == [ids if ok else None for ids, ok in zip(any_ids, right, strict=True)] and once_right == right
+    assert [ids for ids, ok in zip(often, right, strict=True) if ok] == [ids for ids in once if ids is not None]
+    assert sum(often_right) > sum(right) and often_right == [ids is not None for ids in often]
+
+
 def test_every_metric_is_documented_and_every_documented_metric_occurs(whole):
     names = {name.replace("<kind>", kind) for name in measure.METRICS for kind in KIND_NAMES.values()}
     names.remove("rewards_<name>")  # only where several are weighed

@@ -315,6 +315,9 @@ class DataConfig(Section):
     """Who wrote the demonstrations of the embedded world: thorough, terse, verbose, noisy10, noisy30, wrong; or a policy:
     ``self`` (the one that is trained, before), ``policy:DIRECTORY``, or ``run:NAME`` (a finished run in the same folder).
     Several names joined by ``+`` give every problem one demonstration of each."""
+    right_within: int = Field(0, ge=0)
+    """Samples of each problem, where a policy writes the demonstrations, of which the first right one is taken, or none; 0 takes
+    the first sample, right or wrong."""
     demonstration_fraction: float = Field(1.0, ge=0, le=1)
     """Share of the training problems that keep their demonstration, in [0, 1]."""
     reward: str = "math_verify"

@@ -447,7 +447,7 @@ def _generated(config: RunConfig, stages: tuple[StagePlan, ...]) -> tuple[int, i
     final = len(set(evaluation.final_splits) & set(sources.splits(data))) * data.eval_problems
     rows += final * (evaluation.k + 1)
     writes = data.expert == "self" or data.expert.startswith(("policy:", "run:"))
-    written = data.train_problems if writes else 0
+    written = data.train_problems * max(data.right_within, 1) if writes else 0
     at_once = [*(stage.sampled for stage in stages), max(validation, probed) * evaluation.k, written]
     at_once += [probed * evaluation.hard_tries, data.eval_problems * evaluation.k if final else 0]
     return rows + written, max(at_once)

@@ -290,23 +290,31 @@ class Trainer:
                 max_batch_rows=self.config.rollout.max_batch_rows,
                 autocast=autocast_dtype(self.config),
             )
+        tries = max(self.config.data.right_within, 1)
         requests = [
             Request(
                 context_ids=p.prompt_ids,
                 max_new_tokens=self.config.rollout.max_response_tokens,
-                key=rng.key(self.config.data.seed, "expert", p.index),
+                key=rng.key(self.config.data.seed, "expert", p.index, *([number] if number else [])),
             )
             for p in problems
+            for number in range(tries)
         ]
         written = engine.generate(requests)
+        right = [True] * len(written)
+        if self.config.data.right_within:
+            asked = [p.problem for p in problems for _ in range(tries)]
+            right = self.solved([c.token_ids for c in written], asked)
 
         def own(completion: Completion) -> Demonstration:
             ids = completion.token_ids
             return Demonstration(ids=ids, step_ends=step_ends(self.tokenizer, ids[:-1]))
 
+        fit = [c if ok and not c.truncated else None for c, ok in zip(written, right, strict=True)]
+        first = [next(filter(None, fit[i : i + tries]), None) for i in range(0, len(fit), tries)]
         return [
-            replace(p, demonstrations=() if not p.demonstrations or c.truncated else (own(c),))
-            for p, c in zip(problems, written, strict=True)
+            replace(p, demonstrations=(own(c),) if p.demonstrations and c is not None else ())
+            for p, c in zip(problems, first, strict=True)
         ]
 
     def text(self, token_ids: Sequence[int]) -> str:
