@@ -78,7 +78,7 @@ METRICS: dict[str, Column] = {
         "gradient norm of the loss of one kind alone, before clipping (every records.diagnostics_every steps)",
         label="L2 norm",
     ),
-    "kl": Column("KL from the policy before the step to the one after it, nats a sampled token (as above)"),
+    "kl": Column("KL from the policy before the step to the one after it, nats per sampled token (as above)"),
     "entropy_change": Column("mean entropy of the sampled tokens after the step minus before, nats (as above)"),
     "replay_loss": Column("loss of the second update of the step, NaN without one (ReLIFT)"),
     "replay_grad_norm": Column("its gradient norm before clipping, NaN without one (ReLIFT)"),
@@ -95,7 +95,7 @@ METRICS: dict[str, Column] = {
 """Columns of ``metrics.jsonl``, a line per training step; ``<kind>`` stands for a kind of token."""
 
 EVALUATIONS: dict[str, Column] = {
-    "avg": Column("mean share of solved samples, of k a problem", "share of samples solved", "avg@{k}"),
+    "avg": Column("mean share of solved samples, of k per problem", "share of samples solved", "avg@{k}"),
     "pass": Column("share of problems solved in k tries", "share of problems solved in {k} tries", "pass@{k}"),
     "greedy": Column("share of problems solved by the greedy answer", "share of problems solved", "greedy pass@1"),
     "tokens": Column("mean response length", "tokens", "response length", ".1f"),

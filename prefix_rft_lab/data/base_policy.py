@@ -92,7 +92,7 @@ def pretrain(
         primer_steps: optimizer steps of :data:`PRIMER_BATCH` short documents.
         steps: optimizer steps of :data:`BATCH` documents of the corpus.
         seed: seed of weights and corpus.
-        log: called with (step, loss in nats a response token) every 100 steps.
+        log: called with (step, loss in nats per response token) every 100 steps.
     """
     tokenizer = build_tokenizer()
     model = build_model(seed).train()

@@ -91,7 +91,7 @@ def _stage_lines(found: RunPlan, stage: StagePlan) -> list[str]:
         f"rows of a step: {rows}",
         f"row: at most {rollout.max_prompt_tokens:,} prompt + {rollout.max_response_tokens:,} response = {found.longest:,} tokens;"
         f" step: {stage.rows:,} x {found.longest:,} = {stage.rows * found.longest:,}",
-        f"{updates} a step, of {stage.micro_batches:,} micro-batches at most"
+        f"{updates} per step, of {stage.micro_batches:,} micro-batches at most"
         f" (micro_batch_tokens = {config.micro_batch_tokens:,}, {rows_at_once(config):,} of the longest rows)",
     ]
     if stage.replay:

@@ -39,7 +39,7 @@ BATCHED_TOKENS = 4096
 """Tokens of one forward pass, prompts included; vLLM's own default on a CPU."""
 
 MAX_GAP = {"float32": 0.002, "bfloat16": 0.1}
-"""Arithmetic -> mean gap between the engine's and the trained model's log-probabilities, nats a sampled token, above which
+"""Arithmetic -> mean gap between the engine's and the trained model's log-probabilities, nats per sampled token, above which
 the engine's weights count as stale. Rounding alone gives 1e-6 to 1e-5 in float32, about 0.01 in bfloat16."""
 
 INSTEAD = "or use rollout.engine = 'transformers'"
