@@ -644,3 +644,20 @@ def test_prefix_tokens_have_no_importance_weight(base, small, problems):
     ) / (len(rows) * config.rollout.max_response_tokens)
     only.backward()
     same(rest, torch.cat([p.grad.flatten() for p in model.parameters()]))
+
+
+def test_several_losses_of_a_kind_add_up_each_over_its_own_normaliser(base, small, problems):
+    config = small(method="prefix_rft")
+    surrogate, nll = methods.PREFIX_RFT.losses(config)[TokenKind.PREFIX], methods.NegativeLogLikelihood(weight=0.25)
+
+    def stage(*given):
+        return replace(methods.PREFIX_RFT, losses=lambda _: {TokenKind.PREFIX: given[0] if len(given) == 1 else given})
+
+    rows = rows_for(methods.PREFIX_RFT, problems, config)
+    both, [gradient], _ = run(base, config, stage(surrogate, nll), rows)
+    alone = [run(base, config, stage(one), rows) for one in (surrogate, nll)]
+    same(gradient, alone[0][1][0] + alone[1][1][0], 1e-5)
+    assert both.loss == pytest.approx(alone[0][0].loss + alone[1][0].loss, rel=1e-5)
+    # A token whose advantage is 0 still has the gradient of its NLL.
+    idle = rows_for(methods.PREFIX_RFT, problems, config, scores=[1.0] * len(rows))
+    assert run(base, config, stage(surrogate, nll), idle)[1][0].norm() > 0

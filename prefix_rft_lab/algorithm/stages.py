@@ -199,8 +199,9 @@ class Stage:
     samples as long as their policies are the same."""
     rows: Callable[[EncodedProblem, int, RunConfig], list[Row]]
     """``(problem, step, config) -> rows``; a :class:`~prefix_rft_lab.algorithm.prefixes.RowPlan` brings checks of its own."""
-    losses: Callable[[RunConfig], Mapping[TokenKind, TokenLoss]]
-    """Token kinds that are missing in it carry no gradient but still count in the Dr.GRPO denominator."""
+    losses: Callable[[RunConfig], Mapping[TokenKind, TokenLoss | tuple[TokenLoss, ...]]]
+    """The loss of each kind, or several, each over its own normaliser. Token kinds that are missing in it carry no gradient but
+    still count in the Dr.GRPO denominator."""
     optim: Literal["rl", "sft"]
     """Section of the config that holds steps, learning rate and batch size."""
     samples: bool = True
@@ -227,8 +228,15 @@ class Stage:
     def ranked(self, config: RunConfig) -> frozenset[TokenKind]:
         """Kinds that the entropy clip acts on under a config: it takes advantages away, so without one in the loss of a kind
         there is nothing to take."""
-        losses = self.losses(config)
-        return frozenset(kind for kind in self.entropy_clip if kind in losses and losses[kind].needs_advantage)
+        return frozenset(
+            kind for kind, loss in self.each_loss(config) if kind in self.entropy_clip and loss.needs_advantage
+        )
+
+    def each_loss(self, config: RunConfig) -> Iterator[tuple[TokenKind, TokenLoss]]:
+        """Every loss with the kind of token that it is of."""
+        for kind, given in self.losses(config).items():
+            for loss in given if isinstance(given, tuple) else (given,):
+                yield kind, loss
 
     def optimizer_section(self, config: RunConfig) -> OptimConfig:
         return config.sft if self.optim == "sft" else config.rl

@@ -167,7 +167,7 @@ class PrefixGRPOTrainer(GRPOTrainer):
 def _checked(config: RunConfig, args: Any, data: Any, more: dict[str, Any]) -> methods.Stage:
     """The stage that TRL can train."""
     stages, prefix, columns = methods.check(config).stages, config.prefix, getattr(data, "column_names", None) or ()
-    losses = [loss for stage in stages for loss in stage.losses(config).values()]
+    losses = [loss for stage in stages for _, loss in stage.each_loss(config)]
     own = [name for name in ("rollout_func", "tools", "environment_factory") if more.get(name)]
     unfit = (
         len(stages) != 1

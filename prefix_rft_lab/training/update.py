@@ -312,7 +312,7 @@ class Updater:
             gradients: takes the gradient of each kind's loss alone, if given.
         """
         config, rows, kinds = self.config, window.rows, window.kinds
-        token_losses = stage.losses(config)
+        token_losses = list(stage.each_loss(config))
         sizes = _window(rows, kinds, len(window.batches))
         cap, total = config.rollout.importance_cap, 0.0
         sampled_under = None if cap is None else _engine_logp(rows, kinds)
@@ -335,7 +335,7 @@ class Updater:
             if row_weights is not None:
                 weights = weights * row_weights.to(weights)[window.row_of[place]]
             loss = stats.logp.new_zeros(())
-            for kind, token_loss in token_losses.items():
+            for kind, token_loss in token_losses:
                 member = kinds[place] == kind
                 if not member.any():
                     continue
@@ -344,7 +344,7 @@ class Updater:
                 )
                 terms = token_loss.tokens(seen, config)
                 part = (terms.loss * weights[member]).sum() / token_loss.normaliser(kind, sizes, config)
-                window.limited[place[member]] = terms.clipped
+                window.limited[place[member]] |= terms.clipped
                 loss = loss + part
                 if gradients is not None:
                     self._add_gradient(gradients.setdefault(kind, []), part)
@@ -374,7 +374,7 @@ class Updater:
     def _has_gradient(self, kinds: torch.Tensor, values: torch.Tensor, stage: methods.Stage) -> torch.Tensor:
         """(tokens,) bool on the CPU: tokens that may contribute to the gradient, before the entropy clip."""
         trained = torch.zeros_like(kinds, dtype=torch.bool)
-        for kind, token_loss in stage.losses(self.config).items():
+        for kind, token_loss in stage.each_loss(self.config):
             trained |= (kinds == kind) & (values != 0 if token_loss.needs_advantage else True)
         if self.config.loss.entropy_bonus and stage.samples:
             trained |= kinds != TokenKind.PREFIX
