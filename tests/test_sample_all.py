@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from prefix_rft_lab import pool, stats
@@ -43,6 +45,11 @@ def test_runs_are_sampled_once_and_alike(runs):
 def test_one_that_fails_stops_no_other(runs, tmp_path, small):
     broken = train(small(method="base"), out=tmp_path)
     (broken.path / "model" / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(RunError, match=r"model.safetensors is damaged"):
+        sample_all([broken, runs[1]], k=3, problems=2, workers=1, progress=False)
+    # An older run kept no hashes, so that a worker finds it first.
+    done = json.loads((broken.path / "DONE.json").read_text())
+    (broken.path / "DONE.json").write_text(json.dumps({**done, "files": {}}))
     with pytest.raises(RunError, match=r"1 of 2 runs were not sampled") as caught:
         sample_all([broken, runs[1]], k=3, problems=2, workers=1, progress=False)
     assert broken.path.name in str(caught.value) and "not started" not in str(caught.value)

@@ -954,6 +954,9 @@ def test_files_of_a_run(whole, small):
         "dropped": {},
         "tokenizer": run.tokenizer,
         "contents": {},
+        "rewards": {"math_verify": {"weight": 1.0, "version": None}},
+        "solved": 1.0,
+        "task": {"name": "", "version": ""},
     }
     assert len(run.tokenizer) == 12
     assert json.loads((run.path / "DONE.json").read_text())["config"] == run.config.hash()
