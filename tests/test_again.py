@@ -245,3 +245,27 @@ def test_update_effect_draws_what_the_step_did(runs):
     figure = plots.update_effect(step)
     assert figure.data["change"].tolist() == step.what()["change"].tolist()
     assert "nats per token" in figure.caption
+
+
+def test_an_interrupted_run_is_taken_up_at_its_checkpoints(tmp_path):
+    def stop(line):
+        if line["global_step"] == 4:
+            raise KeyboardInterrupt
+
+    config = preset(
+        "tiny", method="prefix_rft", **(SMALL | {"records.checkpoint_every": 2, "records.keep_checkpoints": 2})
+    )
+    config = config.replace(**{"rl.steps": 8, "relift.batch_problems": None})
+    with pytest.raises(KeyboardInterrupt):
+        train(config, out=tmp_path, progress=False, on_step=stop)
+    run = Run(next(tmp_path.glob("tiny/*")))
+    (run.path / "checkpoints" / "step-x").mkdir()
+    step = run.again(4)
+    assert step.exact and list(step.replay.differences) == [4]
+    assert equal(step.state.weights, again(run, 4, every=3).state.weights)
+    # A damaged checkpoint is skipped, for the older one.
+    (run.path / "checkpoints" / "step-000004" / "optimizers.pt").write_bytes(b"torn")
+    with pytest.warns(UserWarning, match=r"step-000004 is skipped: optimizers.pt"):
+        older = again(run, 4, every=5)
+    assert older.exact and list(older.replay.differences) == [2, 3, 4]
+    assert equal(older.state.weights, step.state.weights)

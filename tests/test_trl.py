@@ -94,6 +94,29 @@ def arguments(folder, grad_clip):
     return optimizer | schedule | plain | records | {"disable_tqdm": True}
 
 
+def grpo_config(config, folder, rows, accumulate, *, grad_clip=FREE, loss_type="dr_grpo", **more):
+    """GRPOConfig as the kit's config has it; the rows of a process's rollout are taken in so many micro-batches per update."""
+    from trl import GRPOConfig
+
+    micro_batches = accumulate * config.loss.updates_per_rollout
+    return GRPOConfig(
+        **arguments(folder, grad_clip),
+        per_device_train_batch_size=rows // micro_batches,
+        gradient_accumulation_steps=accumulate,
+        steps_per_generation=micro_batches,
+        num_generations=config.rollout.rows_per_problem,
+        shuffle_dataset=False,
+        loss_type=loss_type,
+        beta=0.0,
+        epsilon=config.loss.clip_low,
+        epsilon_high=config.loss.clip_high,
+        delta=config.loss.dual_clip,
+        temperature=config.rollout.temperature,
+        max_completion_length=config.rollout.max_response_tokens,
+        **more,
+    )
+
+
 def run(trainer, batches):
     # By default transformers spares norms and biases from weight decay; the kit spares nothing.
     trainer.get_decay_parameter_names = lambda model: [name for name, _ in model.named_parameters()]
@@ -109,7 +132,7 @@ def run(trainer, batches):
 def trl_grpo(policy, config, batches, folder, accumulate, grad_clip=FREE, loss_type="dr_grpo"):
     """GRPOTrainer's updates: each optimizer step accumulates so many micro-batches."""
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
     waiting = list(batches)
 
@@ -123,22 +146,8 @@ def trl_grpo(policy, config, batches, folder, accumulate, grad_clip=FREE, loss_t
     def given(score, **_):
         return score
 
-    micro_batches = accumulate * config.loss.updates_per_rollout
-    args = GRPOConfig(
-        **arguments(folder, grad_clip),
-        per_device_train_batch_size=len(batches[0]) // micro_batches,
-        gradient_accumulation_steps=accumulate,
-        steps_per_generation=micro_batches,
-        num_generations=config.rollout.rows_per_problem,
-        shuffle_dataset=False,
-        loss_type=loss_type,
-        scale_rewards="none",
-        beta=0.0,
-        epsilon=config.loss.clip_low,
-        epsilon_high=config.loss.clip_high,
-        delta=config.loss.dual_clip,
-        temperature=config.rollout.temperature,
-        max_completion_length=config.rollout.max_response_tokens,
+    args = grpo_config(
+        config, folder, len(batches[0]), accumulate, grad_clip=grad_clip, loss_type=loss_type, scale_rewards="none"
     )
     data = Dataset.from_dict({"prompt": [r.problem.problem.prompt for rows in batches for r in rows if r.row == 0]})
     model, tokenizer = copy.deepcopy(policy)
@@ -303,26 +312,8 @@ def test_sft_is_not_a_mean_of_micro_batch_means(tiny, small, demonstrations, tmp
 
 def settings(config, folder, accumulate, processes=1):
     """GRPOConfig of a run of the kit; each update takes its rows in so many micro-batches per process."""
-    from trl import GRPOConfig
-
-    micro_batches = accumulate * config.loss.updates_per_rollout
     rows = config.rollout.problems_per_step * config.rollout.rows_per_problem
-    return GRPOConfig(
-        **arguments(folder, FREE),
-        seed=config.seed,
-        per_device_train_batch_size=rows // micro_batches // processes,
-        gradient_accumulation_steps=accumulate,
-        steps_per_generation=micro_batches,
-        num_generations=config.rollout.rows_per_problem,
-        shuffle_dataset=False,
-        loss_type="dr_grpo",
-        beta=0.0,
-        epsilon=config.loss.clip_low,
-        epsilon_high=config.loss.clip_high,
-        delta=config.loss.dual_clip,
-        temperature=config.rollout.temperature,
-        max_completion_length=config.rollout.max_response_tokens,
-    )
+    return grpo_config(config, folder, rows // processes, accumulate, seed=config.seed)
 
 
 def data_set(count):

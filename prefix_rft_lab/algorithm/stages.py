@@ -272,6 +272,8 @@ class Method:
 
     title: str
     stages: tuple[Stage, ...]
+    settings: str = ""
+    """Section of the config that this method, and perhaps a variant of it, alone reads; "" for none."""
     version: str = ""
     """What you call this state of a method of your own; name another one whenever its code, or anything that the code
     reads, changed. It is part of the run's identity; a run of a method without one is trained anew each time."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,14 +47,11 @@ Reading = list[tuple[torch.Tensor, torch.Tensor]]
 HELD_OUT = -2
 """Row number of a validation problem's demonstration that the verifier accepts; nobody trains on it."""
 
-OF_METHODS = ("luffy", "relift", "uft", "rl_sft_loss", "hpt", "chord", "dynamic")
-"""Sections of a config that one method (or its variants, whose names go on) alone reads."""
+KEEPS_SAMPLES = ("loss", "rl", "sft", "micro_batch_tokens")
+"""Fields and sections of a config that act on the update alone: contexts and samples of the rows stay."""
 
-ACTS = ("prefix", "rollout", "loss", "rl", "sft", *OF_METHODS, "seed", "micro_batch_tokens")
-"""Fields and sections of a config that can change what a step does to the policy."""
-
-RESAMPLES = ("prefix", "rollout", "uft", "hpt", "dynamic", "seed")
-"""Those that can give a row another context or another sample."""
+ACTS = ("prefix", "rollout", *KEEPS_SAMPLES, "seed")
+"""Those that can change what a step does to the policy, besides the sections that methods declare as theirs."""
 
 RATIO_ONLY = ("loss.clip_low", "loss.clip_high", "loss.dual_clip", "prefix.clip_ratio")
 """Limits of the ratio, which is 1 where a rollout has one update."""
@@ -117,6 +113,9 @@ class Replay:
         with torch_state(self.config.threads):
             # A writer that is never started claims and writes nothing.
             self.trainer = Trainer(self.config, RunWriter(self.config, self._folder.name))
+            self.checkpoints = Checkpoints(
+                run.path / "checkpoints", config=run.config, keep=0, start=self.trainer.checkpoints.start
+            )
             self.read = [*self.trainer.recorder.followed, *self._held_out(held_out)]
             self.samples: dict[int, list[Row]] = {}
             self._enter(0)
@@ -129,12 +128,10 @@ class Replay:
 
     def _held_out(self, most: int) -> list[Row]:
         t = self.trainer
-        found = [p for p in t.validation_problems if p.demonstrations]
-        if len(found) < most:
-            problems, _ = encode_problems(
-                t.tokenizer, sources.load_problems(self.config.data, "validation")[0], self.config
-            )
-            found = [p for p in problems if p.demonstrations]
+        problems, _ = encode_problems(
+            t.tokenizer, sources.load_problems(self.config.data, "validation")[0], self.config
+        )
+        found = [p for p in problems if p.demonstrations]
         rows = [replace(demonstration_row(p), row=HELD_OUT) for p in found[: 2 * most]]
         # An expert may be wrong.
         right = t.solved([row.prefix_ids for row in rows], [row.problem.problem for row in rows])
@@ -200,18 +197,17 @@ class Replay:
         return self.states[step]
 
     def _read_checkpoints(self, step: int) -> None:
-        """Take the newest checkpoint before a step, if it is nearer than any state that is kept."""
-        nearest = max(known for known in self.states if known <= step)
-        for path in sorted((self.run.path / "checkpoints").glob("step-??????"), reverse=True):
-            number = int(path.name.removeprefix("step-"))
-            if number in self.recorded and nearest < number <= step:
-                found = json.loads((path / "state.json").read_text())["place"]
-                self._reach(number - 1)
-                Checkpoints.load(path, self.trainer.model, self.optimizers)
-                self.trainer.replay = list(found["replay"])
-                self._reach(number)
-                self.states[number] = self._take(self.place(number))
-                return
+        """Take the newest whole checkpoint up to a step, if it is nearer than any state that is kept."""
+        found = self.checkpoints.newest(self.trainer.model, until=step)
+        if found is None or found[0].global_step <= max(known for known in self.states if known <= step):
+            return
+        place, path = found
+        if place.stage != self.stage:
+            self._enter(place.stage)
+        Checkpoints.load(path, self.trainer.model, self.optimizers)
+        self.trainer.replay = list(place.replay)
+        self._reach(place.global_step)
+        self.states[place.global_step] = self._take(self.place(place.global_step))
 
     def difference(self, step: int, result: UpdateResult) -> float:
         """Relative difference of a step's gradient norm from the recorded one; 0 where the bits are equal."""
@@ -315,7 +311,7 @@ class Step:
         """Why a config field cannot change this step, in one sentence; "" if it can."""
         config, stage = self.replay.config, self.stage
         section = name.partition(".")[0]
-        if section not in ACTS:
+        if section not in _acting():
             return f"{name} does not act within a step"
         if section in ("rl", "sft") and stage.optim != section:
             return f"{name} belongs to another stage than {stage.name!r}"
@@ -331,7 +327,7 @@ class Step:
             return f"stage {stage.name!r} draws no prefix"
         if name in CLIP_ONLY and not self.really.result.ranked.any():
             return "no token of this step is in the entropy clip's scope"
-        if section in OF_METHODS and not config.method.startswith(section):
+        if section not in ACTS and section != self.replay.trainer.method.settings:
             return f"{name} belongs to method {section!r}"
         return ""
 
@@ -365,9 +361,9 @@ class Step:
         config = replay.config.replace(**changes)
         stage = self._stage_of(config)
         for name in changes:
-            if name != "method" and name.partition(".")[0] not in ACTS:
+            if name != "method" and name.partition(".")[0] not in (acting := _acting()):
                 raise ConfigError(
-                    f"{name} = {changes[name]!r} does not act within a step; change one of {', '.join(ACTS)}"
+                    f"{name} = {changes[name]!r} does not act within a step; change one of {', '.join(acting)}"
                 )
         muted, other_scores = list(without), dict(scores or {})
         for number in (*muted, *other_scores):
@@ -384,7 +380,7 @@ class Step:
         with torch_state(replay.config.threads):
             replay._put(self.state)
             with replay.using(config, stage):
-                if any(name.partition(".")[0] in (*RESAMPLES, "method") for name in changes):
+                if any(name.partition(".")[0] not in KEEPS_SAMPLES for name in changes):
                     rows = self._resampled(config, stage)
                     before = replay.trainer.updater.stats_without_grad(rows + replay.read)
                 solved = replay.trainer.scorer.solved
@@ -430,10 +426,7 @@ class Step:
         def sampling(c: RunConfig) -> tuple[Any, ...]:
             return (c.seed, c.rollout.temperature, c.rollout.max_response_tokens)
 
-        def name(row: Row) -> tuple[Any, ...]:
-            return (row.problem.key, row.row, tuple(row.prefix_ids), row.is_demonstration)
-
-        same = {name(row): row for row in self.rows} if sampling(config) == sampling(self.replay.config) else {}
+        same = {_context(row): row for row in self.rows} if sampling(config) == sampling(self.replay.config) else {}
         problems = {row.problem.key: row.problem for row in self.rows}.values()
         rows = [row for problem in problems for row in stage.rows(problem, self.place.step, config)]
         fixed = stage.decide is None and config.method == self.replay.config.method
@@ -442,7 +435,7 @@ class Step:
                 f"the change gives {len(rows)} rows in place of {len(self.rows)}; a step otherwise keeps its rows, so leave "
                 "rollout.rows_per_problem and rollout.rows_per_prefix as they are"
             )
-        rows = [replace(same[name(r)], prefix_number=r.prefix_number) if name(r) in same else r for r in rows]
+        rows = [replace(same[_context(r)], prefix_number=r.prefix_number) if _context(r) in same else r for r in rows]
         return self.replay.trainer.rollout(rows, stage, self.place.step)[0] if stage.samples else rows
 
     def table(self, other: Outcome | None = None) -> pd.DataFrame:
@@ -495,7 +488,7 @@ class Step:
         """(logp, entropy) after an outcome of rows that it may not have; NaN for those."""
 
         def name(row: Row) -> tuple[Any, ...]:
-            return (row.problem.key, row.row, row.is_demonstration, len(row.prefix_ids), *row.response_ids)
+            return (*_context(row), *row.sampled_ids)
 
         known = {name(row): one for row, one in zip(outcome.rows + self.replay.read, outcome.after, strict=True)}
         return _joined([known.get(name(r), (torch.full((len(r.response_ids),), torch.nan),) * 2) for r in shown])
@@ -564,6 +557,16 @@ class Step:
         return (
             f"Step {self.number} changed the mean log-probability, in nats per token, of " + ", of ".join(parts) + "."
         )
+
+
+def _acting() -> list[str]:
+    """Fields and sections that can change what a step does, those of every method among them."""
+    return [*ACTS, *dict.fromkeys(method.settings for method in methods.METHODS.values() if method.settings)]
+
+
+def _context(row: Row) -> tuple[Any, ...]:
+    """What a row starts from: with equal settings of sampling, and one policy, what it becomes."""
+    return (row.problem.key, row.row, tuple(row.prefix_ids), row.is_demonstration)
 
 
 def _joined(reading: Reading) -> tuple[np.ndarray, np.ndarray]:

@@ -118,14 +118,19 @@ class Checkpoints:
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.name[5:].isdecimal())
 
-    def newest(self, model: Any) -> tuple[Place, Path] | None:
+    def newest(self, model: Any, *, until: int | None = None) -> tuple[Place, Path] | None:
         """The newest checkpoint that is whole, with all that the run had recorded by then; others are skipped with a warning
         that names them.
+
+        Args:
+            until: of those that were taken after at most so many steps.
 
         Raises:
             RunError: it was written for another config or another model; the message says what differs.
         """
         for path in reversed(self._all()):
+            if until is not None and _number(path) > until:
+                continue
             try:
                 state = json.loads((path / "state.json").read_text())
                 if state.pop("digest") != _digest_of(state):
@@ -209,12 +214,17 @@ class Checkpoints:
     def forget_after(self, global_step: int) -> None:
         """Drop the checkpoints of later steps, damaged ones all: they would outlive the new ones."""
         for path in self._all():
-            if int(path.name.removeprefix("step-")) > global_step:
+            if _number(path) > global_step:
                 shutil.rmtree(path, ignore_errors=True)
 
     def remove(self) -> None:
         """Drop all checkpoints of a finished run."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _number(path: Path) -> int:
+    """Steps of all stages that were done when a checkpoint was taken, by its name."""
+    return int(path.name.removeprefix("step-"))
 
 
 def _shapes(model: Any) -> dict[str, list[int]]:

@@ -149,10 +149,10 @@ class StepExplorer(Explorer):
 
     def _effects(self, most: int) -> dict[str, float]:
         step = self._step
-        if not most or not any(row.row == -2 for row in step.replay.read):
-            return {}
         order = sorted(range(len(step.rows)), key=lambda i: not step.rows[i].is_hybrid)
         found = step.effects(order[:most])
+        if "held_out" not in found:
+            return {}
         return {str(row): value for row, value in zip(found["row"], found["held_out"].tolist(), strict=True)}
 
     def _change(self, other: Outcome) -> np.ndarray:

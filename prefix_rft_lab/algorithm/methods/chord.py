@@ -65,5 +65,5 @@ CHORD_PHI = _stage(
         TokenKind.PREFIX: NegativeLogLikelihood(weight=config.chord.phi_mu, token_weight=phi),
     },
 )
-METHODS["chord_mu"] = Method(title="CHORD-µ", stages=(CHORD_MU,))
-METHODS["chord_phi"] = Method(title="CHORD-φ", stages=(CHORD_PHI,))
+METHODS["chord_mu"] = Method(title="CHORD-µ", stages=(CHORD_MU,), settings="chord")
+METHODS["chord_phi"] = Method(title="CHORD-φ", stages=(CHORD_PHI,), settings="chord")

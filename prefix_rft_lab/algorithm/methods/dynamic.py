@@ -22,4 +22,4 @@ DYNAMIC = Stage(
     redraws=lambda config: config.dynamic.redraws,
     optim="rl",  # learning rate: the kit's of RFT, not tuned
 )
-METHODS["dynamic"] = Method(title="RFT + dynamic sampling", stages=(DYNAMIC,))
+METHODS["dynamic"] = Method(title="RFT + dynamic sampling", stages=(DYNAMIC,), settings="dynamic")

@@ -45,4 +45,4 @@ HPT = Stage(
     advantages=("dr_grpo", "grpo"),
     optim="rl",  # learning rate: the kit's of RFT, not tuned (published: 5e-6, five times that of its baselines)
 )
-METHODS["hpt"] = Method(title="HPT", stages=(HPT,))
+METHODS["hpt"] = Method(title="HPT", stages=(HPT,), settings="hpt")

@@ -17,4 +17,4 @@ LUFFY = Stage(
     advantages=("dr_grpo", "grpo", "plain_baseline"),
     optim="rl",
 )
-METHODS["luffy"] = Method(title="LUFFY", stages=(LUFFY,))
+METHODS["luffy"] = Method(title="LUFFY", stages=(LUFFY,), settings="luffy")

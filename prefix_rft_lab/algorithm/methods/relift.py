@@ -36,4 +36,4 @@ RELIFT = Stage(
         section=_relift_section,
     ),
 )
-METHODS["relift"] = Method(title="ReLIFT", stages=(RELIFT,))
+METHODS["relift"] = Method(title="ReLIFT", stages=(RELIFT,), settings="relift")

@@ -17,4 +17,4 @@ RL_SFT_LOSS = Stage(
     advantages=("plain_baseline",),
     optim="rl",
 )
-METHODS["rl_sft_loss"] = Method(title="RL with SFT loss", stages=(RL_SFT_LOSS,))
+METHODS["rl_sft_loss"] = Method(title="RL with SFT loss", stages=(RL_SFT_LOSS,), settings="rl_sft_loss")

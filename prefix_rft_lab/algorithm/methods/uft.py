@@ -71,4 +71,4 @@ UFT = Stage(
     advantages=("grpo",),
     optim="rl",
 )
-METHODS["uft"] = Method(title="UFT", stages=(UFT,))
+METHODS["uft"] = Method(title="UFT", stages=(UFT,), settings="uft")
